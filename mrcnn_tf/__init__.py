@@ -1,0 +1,31 @@
+"""Mask R-CNN and Mask Refining R-CNN for Keras 3 on TensorFlow."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+# Public names and where they live. Imported on first use: most of them need TensorFlow, which takes seconds.
+_PUBLIC = {
+    "Config": "mrcnn_tf.config",
+    "load_config": "mrcnn_tf.config",
+    "CocoDataset": "mrcnn_tf.data.coco",
+    "generate_shapes": "mrcnn_tf.data.shapes",
+    "evaluate_coco": "mrcnn_tf.evaluation.coco",
+    "evaluate_model": "mrcnn_tf.evaluation.run",
+    "export_saved_model": "mrcnn_tf.export.saved_model",
+    "Detections": "mrcnn_tf.models.detections",
+    "MaskRCNN": "mrcnn_tf.models.mask_rcnn",
+    "load_model": "mrcnn_tf.training.checkpoints",
+    "train": "mrcnn_tf.training.train",
+}
+__all__ = [*_PUBLIC, "__version__"]
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(import_module(_PUBLIC[name]), name)
+    raise AttributeError(f"module 'mrcnn_tf' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

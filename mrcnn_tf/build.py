@@ -1,0 +1,104 @@
+"""Objects from a config: each function reads a section and calls one constructor."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import tensorflow as tf
+
+from mrcnn_tf.config import Config, ConfigError, DataSource
+from mrcnn_tf.data.coco import CocoDataset
+from mrcnn_tf.data.pipeline import training_batches
+from mrcnn_tf.data.shapes import generate_shapes
+from mrcnn_tf.layers.fpn import FPN
+from mrcnn_tf.layers.heads import BoxHead, MaskHead
+from mrcnn_tf.layers.resnet import ResNet
+from mrcnn_tf.layers.rpn import RPN
+from mrcnn_tf.models.mask_rcnn import MaskRCNN
+
+
+def build_model(config: Config, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNN:
+    """The model of a config for these classes, with fresh weights."""
+    values = config.model.model_dump(by_alias=True)
+    backbone, count = values.pop("backbone"), len(class_names)
+    backbone.pop("weights")
+    parts = {
+        "backbone": ResNet(**backbone),
+        "fpn": FPN(**values.pop("fpn")),
+        "rpn": RPN(**values.pop("rpn")),
+        "box_head": BoxHead(count, **values.pop("box_head")),
+        "mask_head": MaskHead(count, **values.pop("mask_head")),
+    }
+    return MaskRCNN(list(class_names), list(category_ids), **parts, **values, name="mask_rcnn")
+
+
+def build_datasets(config: Config) -> tuple[CocoDataset, CocoDataset | None]:
+    """Training and validation set; the built-in one is generated where the config asks for it.
+
+    Raises:
+        ConfigError: if there is no training set, or the two name other classes.
+        OSError, ValueError: from reading them.
+    """
+    data = config.data
+    if data.generated is not None:
+        made = data.generated
+        sets = []
+        for split, count, seed in (("train", made.train_images, 2 * made.seed), ("val", made.val_images, 2 * made.seed + 1)):
+            annotations, images = generate_shapes(
+                Path(made.folder) / split, num_images=count, size=made.size, crowding=made.crowding, seed=seed
+            )
+            chosen = getattr(data, split).model_copy(update={"annotations": str(annotations), "images": str(images)})
+            sets.append(open_dataset(chosen, config.seed))
+        return sets[0], sets[1]
+    for key in ("annotations", "images"):
+        if not getattr(data.train, key):
+            raise ConfigError(
+                f"data.train.{key} is not set; give it in the config or as data.train.{key}=PATH on the command line"
+            )
+    train = open_dataset(data.train, config.seed)
+    if not data.val.annotations:
+        return train, None
+    if not data.val.images:
+        raise ConfigError("data.val.images is not set, but data.val.annotations is; give both or neither")
+    val = open_dataset(data.val, config.seed)
+    if val.class_names != train.class_names:
+        unlike = sorted(set(val.class_names) ^ set(train.class_names))
+        raise ConfigError(
+            f"data.val.annotations: {data.val.annotations} has other classes than {data.train.annotations}: "
+            f"{', '.join(unlike) or 'the same names in another order'}"
+        )
+    return train, val
+
+
+def open_dataset(source: DataSource, seed: int) -> CocoDataset:
+    """The data set of a section."""
+    return CocoDataset(
+        source.annotations,
+        source.images,
+        fraction=source.fraction,
+        first=source.first,
+        classes=source.classes,
+        seed=seed,
+    )
+
+
+def build_batches(config: Config, dataset: CocoDataset, start_step: int = 0) -> tf.data.Dataset:
+    """The endless training batches of a config from a step on."""
+    data, model = config.data, config.model
+    return training_batches(
+        dataset,
+        batch_size=config.train.batch_size,
+        canvas=data.canvas,
+        min_sizes=data.min_sizes or [model.min_size],
+        max_size=model.max_size,
+        aspect_grouping=data.aspect_grouping,
+        flip=data.flip,
+        vertical_flip=data.vertical_flip,
+        scale_jitter=data.scale_jitter,
+        colour_jitter=data.colour_jitter,
+        max_instances=data.max_instances,
+        mask_size=data.mask_size,
+        seed=config.seed,
+        start_step=start_step,
+        num_parallel_calls=data.workers,
+    )

@@ -1,0 +1,387 @@
+"""The schema of `configs/*.yaml`, and the one place that reads them.
+
+A YAML file is only a spelling of constructor arguments: each section below names those of the thing it builds, whose
+docstring explains them. `configs/base.yaml` holds every key with its default and a line of explanation.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+Norm = Literal["frozen_batch", "batch", "sync_batch", "group"] | None
+Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=1)]
+Natural = Annotated[int, Field(ge=0)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
+
+
+class ConfigError(ValueError):
+    """A configuration that cannot be used; the message names file and key and says what is allowed."""
+
+
+class Section(BaseModel):
+    """Refuses keys it does not know and values of another type."""
+
+    model_config = ConfigDict(extra="forbid", strict=False)
+
+
+def need(condition: bool, key: str, problem: str) -> None:
+    """Raises with the key's path below the section that checks."""
+    if not condition:
+        raise ValueError(f"{key} {problem}")
+
+
+class Backbone(Section):
+    """`mrcnn_tf.layers.resnet.ResNet`, and where its weights come from."""
+
+    depth: Literal[18, 34, 50, 101] = 50
+    dialect: Literal["torchvision", "caffe2", "keras"] = "torchvision"
+    norm: Norm = "frozen_batch"
+    freeze_at: Annotated[int, Field(ge=0, le=5)] = 2
+    width: Count = 64
+    checkpointing: bool = False
+    weights: Literal["imagenet"] | None = None
+
+
+class Fpn(Section):
+    """`mrcnn_tf.layers.fpn.FPN`."""
+
+    channels: Count = 256
+    norm: Norm = None
+
+
+class Rpn(Section):
+    """`mrcnn_tf.layers.rpn.RPN`."""
+
+    channels: Count = 256
+    depth: Count = 1
+    anchor_sizes: list[list[Positive]] = [[32], [64], [128], [256], [512]]
+    aspect_ratios: list[Positive] = [0.5, 1.0, 2.0]
+    anchor_offset: float = 0.0
+    pre_nms: tuple[Count, Count] = (2000, 1000)
+    post_nms: tuple[Count, Count] = (1000, 1000)
+    nms_threshold: Share = 0.7
+    min_size: NotNegative = 0.001
+
+
+class BoxHeadConfig(Section):
+    """`mrcnn_tf.layers.heads.BoxHead`."""
+
+    units: Count = 1024
+    roi_size: Count = 7
+    class_agnostic: bool = False
+
+
+class MaskHeadConfig(Section):
+    """`mrcnn_tf.layers.heads.MaskHead`."""
+
+    channels: Count = 256
+    depth: Count = 4
+    mask_size: Literal[28, 56] = 28
+    class_agnostic: bool = False
+    norm: Norm = None
+
+
+class LossWeights(Section):
+    """Factors of the five losses."""
+
+    rpn_class: NotNegative = 1.0
+    rpn_box: NotNegative = 1.0
+    class_: NotNegative = Field(1.0, alias="class")
+    box: NotNegative = 1.0
+    mask: NotNegative = 1.0
+
+
+Classification = Literal["cross_entropy", "sigmoid_focal"]
+BoxLossName = Literal["smooth_l1", "l1", "iou", "giou"]
+
+
+class Model(Section):
+    """`mrcnn_tf.models.mask_rcnn.MaskRCNN`."""
+
+    backbone: Backbone = Backbone()
+    fpn: Fpn = Fpn()
+    rpn: Rpn = Rpn()
+    box_head: BoxHeadConfig = BoxHeadConfig()
+    mask_head: MaskHeadConfig = MaskHeadConfig()
+    min_size: Count = 800
+    max_size: Count = 1333
+    sampling_ratio: Count = 2
+    aligned: bool = True
+    roi_align_backend: Literal["auto", "crop", "gather"] = "auto"
+    box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
+    rpn_fg_iou: Share = 0.7
+    rpn_bg_iou: Share = 0.3
+    rpn_samples: Count = 256
+    rpn_positive_fraction: Share = 0.5
+    roi_fg_iou: Share = 0.5
+    roi_bg_iou: Share = 0.5
+    roi_samples: Count = 512
+    roi_positive_fraction: Share = 0.25
+    proposal_source: Literal["rpn", "rpn+truth", "truth"] = "rpn+truth"
+    min_proposals: Natural = 0
+    rpn_class_loss: Classification = "cross_entropy"
+    rpn_box_loss: BoxLossName = "smooth_l1"
+    class_loss: Classification = "cross_entropy"
+    box_loss: BoxLossName = "smooth_l1"
+    mask_loss: Literal["binary_cross_entropy", "dice"] = "binary_cross_entropy"
+    rpn_beta: NotNegative = 1 / 9
+    box_beta: NotNegative = 1.0
+    loss_weights: LossWeights = LossWeights()
+    score_threshold: Share = 0.05
+    nms_threshold: Share = 0.5
+    max_detections: Count = 100
+
+    @model_validator(mode="after")
+    def _agree(self) -> Model:
+        need(self.min_size <= self.max_size, "min_size", f"is {self.min_size}, above max_size {self.max_size}")
+        for stage in ("rpn", "roi"):
+            low, high = getattr(self, f"{stage}_bg_iou"), getattr(self, f"{stage}_fg_iou")
+            need(low <= high, f"{stage}_bg_iou", f"is {low}, above {stage}_fg_iou {high}")
+        need(
+            self.backbone.weights is None or self.backbone.dialect == "keras",
+            "backbone.weights",
+            "imagenet are those of keras.applications: they need backbone.dialect keras (and depth 50 or 101)",
+        )
+        need(
+            self.min_proposals == 0 or self.proposal_source == "truth",
+            "min_proposals",
+            "acts only with proposal_source truth",
+        )
+        return self
+
+
+class DataSource(Section):
+    """`mrcnn_tf.data.coco.CocoDataset`: a COCO-format annotation file, its images, and which part of it."""
+
+    annotations: str | None = None
+    images: str | None = None
+    fraction: Annotated[float, Field(gt=0, le=1)] | None = None
+    first: Count | None = None
+    classes: list[str] | None = None
+
+
+class Generated(Section):
+    """`mrcnn_tf.data.shapes.generate_shapes`: the built-in set of crowded shapes."""
+
+    folder: str = "data/shapes"
+    train_images: Count = 2000
+    val_images: Count = 200
+    size: Count = 128
+    crowding: Share = 0.5
+    seed: Natural = 0
+
+
+class Data(Section):
+    """Where the data are, and `mrcnn_tf.data.pipeline.training_batches`."""
+
+    train: DataSource = DataSource()
+    val: DataSource = DataSource()
+    generated: Generated | None = None
+    canvas: tuple[Count, Count] = (800, 1344)
+    min_sizes: list[Count] | None = None
+    aspect_grouping: bool = True
+    flip: bool = True
+    scale_jitter: tuple[Positive, Positive] | None = None
+    vertical_flip: bool = False
+    colour_jitter: tuple[Share, Share, Share, Share] | None = None
+    max_instances: Count = 100
+    mask_size: Count = 112
+    workers: Count | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Data:
+        need(
+            all(side % 32 == 0 for side in self.canvas), "canvas", f"is {self.canvas}; sides must be multiples of 32"
+        )
+        if self.scale_jitter is not None:
+            low, high = self.scale_jitter
+            need(low <= high, "scale_jitter", f"is {self.scale_jitter}; the first must not exceed the second")
+        if self.generated is not None:
+            given = [k for k in ("train", "val") if getattr(self, k).annotations or getattr(self, k).images]
+            need(not given, "generated", f"and {' and '.join(given)} paths are both set; set one, or generated=null")
+        return self
+
+
+class Train(Section):
+    """`mrcnn_tf.training.train`."""
+
+    steps: Count = 90000
+    batch_size: Count = 16
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    learning_rate: Positive = 0.02
+    momentum: Share = 0.9
+    weight_decay: NotNegative = 1e-4
+    decay_norms: bool = False
+    decay_biases: bool = True
+    schedule: Literal["constant", "step", "cosine"] = "step"
+    warmup_steps: Natural = 1000
+    warmup_factor: Share = 0.001
+    milestones: list[Count] = [60000, 80000]
+    gamma: Share = 0.1
+    final: Share = 0.0
+    clip_norm: Positive | None = None
+    ema: Annotated[float, Field(ge=0, lt=1)] | None = None
+    devices: Literal["auto"] | Count = "auto"
+    deterministic: bool = False
+    log_every: Count = 20
+    checkpoint_every: Count = 5000
+    keep_checkpoints: Count = 2
+    tensorboard: bool = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> Train:
+        need(
+            self.schedule != "step" or self.milestones == sorted(set(self.milestones)),
+            "milestones",
+            f"is {self.milestones}; steps must rise",
+        )
+        need(self.warmup_steps < self.steps, "warmup_steps", f"is {self.warmup_steps}, not below steps {self.steps}")
+        return self
+
+
+class Evaluation(Section):
+    """`mrcnn_tf.evaluation`: when and how."""
+
+    every: Natural = 5000
+    subset: Count | None = 500
+    batch_size: Count = 1
+    max_detections: tuple[Count, Count, Count] = (1, 10, 100)
+    pictures: Natural = 8
+    picture_score: Share = 0.5
+
+
+class Export(Section):
+    """Whether and where a finished training writes a SavedModel."""
+
+    saved_model: bool = True
+    folder: str = "saved_models"
+
+
+class Config(Section):
+    """A whole experiment."""
+
+    name: str = "run"
+    description: str = ""
+    output: str = "runs/{name}"
+    seed: Natural = 0
+    precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"
+    init_from: str | None = None
+    model: Model = Model()
+    data: Data = Data()
+    train: Train = Train()
+    evaluation: Evaluation = Evaluation()
+    export: Export = Export()
+
+    @model_validator(mode="after")
+    def _agree(self) -> Config:
+        longest, shortest = max(self.data.canvas), min(self.data.canvas)
+        if self.data.scale_jitter is None:
+            sizes = self.data.min_sizes or [self.model.min_size]
+            # The canvas must hold what the resize rule gives; the rule caps the longer side at max_size.
+            need(
+                max(sizes) <= shortest and (self.model.max_size <= longest),
+                "data.canvas",
+                f"is {self.data.canvas}: too small for images of min size {max(sizes)} and max size "
+                f"{self.model.max_size}",
+            )
+        for path in (self.output, self.export.folder):
+            need("{" not in path.replace("{name}", ""), "output", f"is {path!r}; only {{name}} is filled in")
+        return self
+
+    @property
+    def run_folder(self) -> Path:
+        """Where the run writes."""
+        return Path(self.output.replace("{name}", self.name))
+
+
+def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
+    """Reads a YAML file, the files it names as `base:`, and overrides.
+
+    Args:
+        path: the file. Its `base:`, relative to itself, is read first and its keys are overridden one by one;
+            a list or a null replaces the base's.
+        overrides: such as `"train.batch_size=4"`; the value is YAML.
+
+    Raises:
+        ConfigError: for a missing or malformed file, an unknown key, a value of the wrong type or an impossible
+            combination; the message has a line for each, with the key's path.
+    """
+    values = _read(Path(path), ())
+    for override in overrides or []:
+        key, sign, text = override.partition("=")
+        if not sign or not key:
+            raise ConfigError(f"override {override!r} must look like train.batch_size=4")
+        try:
+            value: Any = yaml.safe_load(text)
+        except yaml.YAMLError as error:
+            raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from None
+        for part in reversed(key.split(".")):
+            value = {part: value}
+        values = _merge(values, value)
+    return make_config(values, source=str(path))
+
+
+def make_config(values: dict[str, Any], source: str = "config") -> Config:
+    """Checks nested dictionaries against the schema; errors as in `load_config`."""
+    try:
+        return Config.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError("\n".join(_explain(source, e) for e in error.errors())) from None
+
+
+def dump_config(config: Config) -> str:
+    """The resolved config as YAML that `load_config` reads back."""
+    return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def _explain(source: str, error: Any) -> str:
+    path = ".".join(str(p) for p in error["loc"] if not str(p).startswith(("function", "constrained", "literal")))
+    if error["type"] == "extra_forbidden":
+        section: Any = Config
+        for part in error["loc"][:-1]:
+            field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
+            annotation = getattr(field, "annotation", None)
+            options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+            section = options[0] if options else None
+        names = ", ".join(f.alias or k for k, f in section.model_fields.items()) if section else ""
+        return f"{source}: {path}: unknown key" + (f"; there are {names}" if names else "")
+    message = error["msg"].removeprefix("Value error, ")
+    if error["type"] == "value_error":
+        return f"{source}: {path + '.' if path else ''}{message}"
+    return f"{source}: {path}: {message}, not {error['input']!r}"
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    path = path.resolve()
+    if path in seen:
+        raise ConfigError(f"{path}: base leads back to the file itself")
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such config file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read ({error})") from None
+    try:
+        values = yaml.safe_load(text) or {}
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+    base = values.pop("base", None)
+    if base is None:
+        return values
+    return _merge(_read(path.parent / str(base), (*seen, path)), values)
+
+
+def _merge(under: dict[str, Any], over: dict[str, Any]) -> dict[str, Any]:
+    out = dict(under)
+    for key, value in over.items():
+        both = isinstance(value, dict) and isinstance(out.get(key), dict)
+        out[key] = _merge(out[key], value) if both else value
+    return out

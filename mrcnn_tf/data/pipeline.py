@@ -1,0 +1,273 @@
+"""From a data set to `tf.data` batches of fixed shape."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from ..layers.preprocess import resize
+from . import augment
+from .coco import CocoDataset
+from .sampling import index_batches
+
+
+def training_batches(
+    dataset: CocoDataset,
+    *,
+    batch_size: int,
+    canvas: tuple[int, int],
+    min_sizes: Sequence[int] = (800,),
+    max_size: int = 1333,
+    aspect_grouping: bool = True,
+    flip: bool = True,
+    vertical_flip: bool = False,
+    scale_jitter: tuple[float, float] | None = None,
+    colour_jitter: Sequence[float] | None = None,
+    max_instances: int = 100,
+    mask_size: int = 112,
+    seed: int = 0,
+    start_step: int = 0,
+    num_parallel_calls: int | None = None,
+    prefetch: int = 2,
+) -> tf.data.Dataset:
+    """Endless training batches.
+
+    Order and augmentation follow from `seed`, the epoch and the image alone: with `start_step=n` the first
+    batch is the one that a run from 0 has after n batches, bit for bit.
+
+    Args:
+        dataset: what to read.
+        batch_size: images a batch.
+        canvas: height and width that images are padded to, at the bottom and on the right.
+        min_sizes: wanted lengths of the shorter side, one is chosen at random for every image.
+        max_size: bound on the longer side. An image that would not fit the canvas is made smaller.
+        aspect_grouping: put tall and wide images into batches of their own, and turn the canvas for those
+            that it does not suit. Without effect if the canvas is square.
+        flip, vertical_flip: mirror half of the images left-right, top-bottom.
+        scale_jitter: range of large-scale jitter in place of `min_sizes` and `max_size`, e.g. (0.1, 2.0); see
+            `augment.jittered_view`.
+        colour_jitter: strengths of brightness, contrast, saturation and hue; see `augment.colour_jitter`.
+        max_instances: M; a random choice where an image has more (`left_out` counts them).
+        mask_size: side of the ground-truth masks, m.
+        seed: of everything random.
+        start_step: batches to skip.
+        num_parallel_calls: images prepared at a time, the number of CPU cores (at most 16) by default.
+        prefetch: batches prepared ahead.
+
+    Returns:
+        A dataset of dicts: `images` float32 `[B, H, W, 3]` RGB in [0, 255]; `image_sizes` float32 `[B, 2]`, the
+        valid height and width; `image_ids` int64 `[B]`; `gt_boxes` float32 `[B, M, 4]` in pixels of the canvas;
+        `gt_classes` int32 `[B, M]`, -1 for padding; `gt_crowd`, `gt_has_mask` bool `[B, M]`; `gt_masks` uint8
+        `[B, M, m, m]` of 0 and 1, each over its box. `[H, W]` is the canvas, or the canvas turned.
+
+    Raises:
+        ValueError: if an argument is out of its range. An image that cannot be read raises when its batch is
+            due; `explain` makes one line of that.
+    """
+    _check(dataset, batch_size, canvas, min_sizes, max_size, scale_jitter, colour_jitter, max_instances)
+    turned = _turned(dataset, canvas) if aspect_grouping else np.zeros(len(dataset), bool)
+    canvases = (tuple(canvas), tuple(canvas[::-1]))
+
+    def items() -> Iterator[tuple[int, int, bool]]:
+        for batch in index_batches(turned, batch_size, seed=seed, start_step=start_step):
+            for index, epoch in batch:
+                yield index, epoch, turned[index]
+
+    def load(index: np.int64, epoch: np.int64, turn: np.bool_) -> tuple[np.ndarray, ...]:
+        rng = np.random.default_rng([seed, int(epoch), int(index)])
+        height, width = dataset.size(index)
+        flips = {"flip_x": flip and rng.random() < 0.5, "flip_y": vertical_flip and rng.random() < 0.5}
+        room = canvases[int(turn)]
+        if scale_jitter is not None:
+            view = augment.jittered_view(rng, height, width, canvas=room, scale=scale_jitter, **flips)
+        else:
+            min_size = min_sizes[rng.integers(len(min_sizes))]
+            view = augment.whole_view(height, width, min_size=min_size, max_size=max_size, canvas=room, **flips)
+        image = augment.view_image(view, dataset.image(index))
+        if colour_jitter is not None:
+            image = augment.colour_jitter(rng, image, colour_jitter)
+        targets = augment.view_instances(
+            view,
+            dataset.instances(index),
+            height,
+            width,
+            mask_size=mask_size,
+            max_instances=max_instances,
+            rng=rng,
+        )
+        return image, np.array(view.size, np.int32), *targets.values()
+
+    shapes = {
+        "gt_boxes": (tf.float32, [max_instances, 4]),
+        "gt_classes": (tf.int32, [max_instances]),
+        "gt_crowd": (tf.bool, [max_instances]),
+        "gt_has_mask": (tf.bool, [max_instances]),
+        "gt_masks": (tf.uint8, [max_instances, mask_size, mask_size]),
+    }
+
+    def sample(index: tf.Tensor, epoch: tf.Tensor, turn: tf.Tensor) -> dict[str, tf.Tensor]:
+        types = [tf.uint8, tf.int32, *(dtype for dtype, _ in shapes.values())]
+        image, size, *targets = tf.numpy_function(load, [index, epoch, turn], types)
+        out = _on_canvas(image, size, tf.where(turn, canvases[1], canvases[0]))
+        if not turned.any() or canvas[0] == canvas[1]:
+            out["images"].set_shape([*canvas, 3])
+        out["image_ids"] = tf.gather(image_ids, index)
+        for (name, (_, shape)), value in zip(shapes.items(), targets, strict=True):
+            out[name] = tf.ensure_shape(value, shape)
+        return out
+
+    image_ids = tf.constant(dataset.image_ids, tf.int64)
+    spec = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.bool))
+    batches = tf.data.Dataset.from_generator(items, output_signature=spec)
+    batches = batches.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
+    batches = batches.batch(batch_size, drop_remainder=True)
+    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(prefetch)
+
+
+def evaluation_batches(
+    dataset: CocoDataset,
+    *,
+    batch_size: int = 1,
+    canvas: tuple[int, int] | None = None,
+    min_size: int = 800,
+    max_size: int = 1333,
+    multiple: int = 32,
+    num_parallel_calls: int | None = None,
+    prefetch: int = 2,
+) -> tf.data.Dataset:
+    """Every image once, resized as at inference.
+
+    Args:
+        dataset: what to read.
+        batch_size: images a batch; the last one may be smaller.
+        canvas: height and width to pad to, turned for images that it does not suit, which come after the
+            others. None: each batch is padded to a multiple of `multiple` that holds its largest image.
+        min_size, max_size: lengths of the shorter and at most of the longer side.
+        multiple: see `canvas`.
+        num_parallel_calls, prefetch: as in `training_batches`.
+
+    Returns:
+        A dataset of dicts: `images`, `image_sizes`, `image_ids` as in `training_batches`, and `original_sizes`
+        int32 `[B, 2]`. The order is that of the data set, except as said above.
+    """
+    _check(dataset, batch_size, canvas or (multiple, multiple), (min_size,), max_size, None, None, 1)
+    turned = _turned(dataset, canvas) if canvas else np.zeros(len(dataset), bool)
+    order = np.argsort(turned, kind="stable")
+    room = canvas or (2**30, 2**30)
+    image_ids = tf.constant(dataset.image_ids, tf.int64)
+    sizes = tf.constant(dataset.sizes)
+
+    def load(index: np.int64, turn: np.bool_) -> tuple[np.ndarray, np.ndarray]:
+        image = dataset.image(index)
+        view = augment.whole_view(
+            *image.shape[:2], min_size=min_size, max_size=max_size, canvas=room[::-1] if turn else room
+        )
+        return image, np.array(view.size, np.int32)
+
+    def sample(index: tf.Tensor, turn: tf.Tensor) -> dict[str, tf.Tensor]:
+        image, size = tf.numpy_function(load, [index, turn], [tf.uint8, tf.int32])
+        if canvas:
+            space = tf.where(turn, tuple(canvas[::-1]), tuple(canvas))
+        else:
+            space = -(-size // multiple) * multiple
+        out = _on_canvas(image, size, space)
+        return {**out, "image_ids": image_ids[index], "original_sizes": sizes[index]}
+
+    batches = tf.data.Dataset.from_tensor_slices((order, turned[order]))
+    batches = batches.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
+    first, second = int((~turned).sum()), int(turned.sum())
+    if canvas and first and second:
+        batches = batches.take(first).batch(batch_size).concatenate(batches.skip(first).batch(batch_size))
+    elif canvas:
+        batches = batches.batch(batch_size)
+    else:
+        batches = batches.padded_batch(batch_size)
+    return batches.prefetch(prefetch)
+
+
+def step_image_ids(
+    dataset: CocoDataset,
+    step: int,
+    *,
+    batch_size: int,
+    canvas: tuple[int, int],
+    aspect_grouping: bool = True,
+    seed: int = 0,
+) -> list[int]:
+    """Ids of the images that `training_batches` with these arguments has in a step, counted from 0."""
+    turned = _turned(dataset, canvas) if aspect_grouping else np.zeros(len(dataset), bool)
+    batch = next(index_batches(turned, batch_size, seed=seed, start_step=step))
+    return [int(dataset.image_ids[index]) for index, _ in batch]
+
+
+def left_out(dataset: CocoDataset, max_instances: int) -> tuple[int, int]:
+    """How many images have more than `max_instances` instances, and how many instances that leaves out."""
+    over = dataset.instance_counts - max_instances
+    return int((over > 0).sum()), int(over[over > 0].sum())
+
+
+def explain(error: tf.errors.OpError) -> str:
+    """One line for an error that reading an image raised inside `tf.data`."""
+    lines = [line.strip() for line in str(error.message).splitlines() if line.strip()]
+    for line in reversed(lines):
+        kind, separator, text = line.partition(": ")
+        if separator and kind in ("ValueError", "FileNotFoundError", "OSError"):
+            return text
+    return lines[0] if lines else str(error)
+
+
+def _on_canvas(image: tf.Tensor, size: tf.Tensor, canvas: tf.Tensor) -> dict[str, tf.Tensor]:
+    """Resize to `size` and pad with zeros to `canvas`."""
+    image = tf.ensure_shape(image, [None, None, 3])
+    size = tf.ensure_shape(size, [2])
+    image = resize(image, size)
+    rest = canvas - size
+    image = tf.pad(image, [[0, rest[0]], [0, rest[1]], [0, 0]])
+    return {"images": image, "image_sizes": tf.cast(size, tf.float32)}
+
+
+def _turned(dataset: CocoDataset, canvas: tuple[int, int]) -> np.ndarray:
+    """Bool `[len]`: images that lie across the canvas, so that it is turned for them."""
+    height, width = dataset.sizes[:, 0], dataset.sizes[:, 1]
+    if canvas[0] == canvas[1]:
+        return np.zeros(len(dataset), bool)
+    return height > width if canvas[0] < canvas[1] else width > height
+
+
+def _cores() -> int:
+    available = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(available, 16)
+
+
+def _check(
+    dataset: CocoDataset,
+    batch_size: int,
+    canvas: Sequence[int],
+    min_sizes: Sequence[int],
+    max_size: int,
+    scale_jitter: Any,
+    colour_jitter: Any,
+    max_instances: int,
+) -> None:
+    if dataset.folder is None:
+        raise ValueError(f"{dataset.name}: images cannot be read, because no image folder was given")
+    if batch_size < 1 or max_instances < 1 or max_size < 1:
+        raise ValueError(
+            f"batch_size, max_instances and max_size must be at least 1, not {batch_size}, {max_instances} "
+            f"and {max_size}"
+        )
+    if len(canvas) != 2 or min(canvas) < 1:
+        raise ValueError(f"canvas must be a height and a width in pixels, not {canvas!r}")
+    if not min_sizes or min(min_sizes) < 1:
+        raise ValueError(f"min_sizes must hold at least one length in pixels, not {min_sizes!r}")
+    if scale_jitter is not None and not (len(scale_jitter) == 2 and 0 < scale_jitter[0] <= scale_jitter[1]):
+        raise ValueError(f"scale_jitter must be two factors, 0 < low <= high, not {scale_jitter!r}")
+    if colour_jitter is not None and not (len(colour_jitter) == 4 and all(0 <= s <= 1 for s in colour_jitter)):
+        raise ValueError(
+            "colour_jitter must be four strengths in [0, 1] (brightness, contrast, saturation, hue), "
+            f"not {colour_jitter!r}"
+        )

@@ -1,0 +1,195 @@
+"""Reading a COCO annotation file and finding what is wrong with its structure, before any image is opened."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from ..geometry.masks import rle_counts
+
+
+@dataclass(frozen=True)
+class Problem:
+    """One thing that is wrong with a data set.
+
+    Attributes:
+        level: "error" (training would break or learn something wrong) or "warning".
+        kind: short name of the sort of problem, the same for all of a sort.
+        message: one line for a person; does not repeat file and ids.
+        file: the image's file name, or "" if it is about the annotation file.
+        image_id, annotation_id: as in the annotation file, or None.
+    """
+
+    level: str
+    kind: str
+    message: str
+    file: str = ""
+    image_id: Any = None
+    annotation_id: Any = None
+
+    def __str__(self) -> str:
+        """One line with file, ids and message."""
+        where = [self.file] if self.file else []
+        where += [f"image {self.image_id}"] if self.image_id is not None else []
+        where += [f"annotation {self.annotation_id}"] if self.annotation_id is not None else []
+        return f"{', '.join(where)}: {self.message}" if where else self.message
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """Read a COCO annotation file.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is not whole JSON (with the position), or not an object with `images`.
+    """
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path}: no such annotation file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: cannot be read as text ({error})") from None
+    try:
+        coco = json.loads(text)
+    except json.JSONDecodeError as error:
+        cut = "; it ends in the middle, copy it again" if error.pos >= len(text.rstrip()) - 1 else ""
+        raise ValueError(
+            f"{path}: not valid JSON at line {error.lineno} column {error.colno} "
+            f"(character {error.pos} of {len(text)}): {error.msg}{cut}"
+        ) from None
+    if not isinstance(coco, dict) or not isinstance(coco.get("images"), list):
+        hint = " (a list is what a results file holds)" if isinstance(coco, list) else ""
+        raise ValueError(f"{path}: not COCO annotations, which are an object with 'images'{hint}")
+    return coco
+
+
+def structure_problems(coco: dict[str, Any]) -> Iterator[Problem]:
+    """Everything about ids, sizes, boxes and segmentations that makes annotations unusable; errors only."""
+    for key in ("images", "annotations", "categories"):
+        rows = coco.get(key, [] if key == "annotations" else None)
+        if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
+            yield Problem("error", "not COCO", f"'{key}' must be a list of objects")
+            return
+    images: dict[Any, dict[str, Any]] = {}
+    for image in coco["images"]:
+        name, key = str(image.get("file_name", "")), image.get("id")
+        if not isinstance(key, int) or not name:
+            yield Problem("error", "image record", "an image needs an integer 'id' and a 'file_name'", name, key)
+        elif key in images:
+            other = images[key].get("file_name")
+            yield Problem("error", "duplicate image id", f"{other} has the same id; make ids unique", name, key)
+        elif not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("height", "width")):
+            yield Problem("error", "image record", "'height' and 'width' must be positive integers", name, key)
+        if isinstance(key, int):
+            images.setdefault(key, image)
+    categories: set[int] = set()
+    for category in coco["categories"]:
+        key, name = category.get("id"), category.get("name")
+        if not isinstance(key, int) or not isinstance(name, str) or not name:
+            yield Problem("error", "category record", f"a category needs an integer 'id' and a 'name': {category}")
+        elif key in categories:
+            yield Problem("error", "duplicate category id", f"category id {key} occurs twice; make ids unique")
+        else:
+            categories.add(key)
+    seen: set[Any] = set()
+    for row in coco.get("annotations", []):
+        key, image = row.get("id"), images.get(row.get("image_id"))
+        where = {
+            "file": str(image.get("file_name", "")) if image else "",
+            "image_id": row.get("image_id"),
+            "annotation_id": key,
+        }
+        if not isinstance(key, int):
+            yield Problem("error", "annotation record", "an annotation needs an integer 'id'", **where)
+        elif key in seen:
+            yield Problem("error", "duplicate annotation id", "the id occurs twice; make ids unique", **where)
+        seen.add(key)
+        if image is None:
+            message = "there is no image with this id; remove the annotation or add the image"
+            yield Problem("error", "unknown image", message, **where)
+            continue
+        if row.get("category_id") not in categories:
+            message = f"category {row.get('category_id')!r} is not among the file's categories; add it there"
+            yield Problem("error", "unknown category", message, **where)
+        try:
+            segmentation = parse_segmentation(row.get("segmentation"), image.get("height"), image.get("width"))
+            parse_box(row, segmentation)
+        except ValueError as error:
+            yield Problem("error", "annotation record", str(error), **where)
+
+
+def parse_segmentation(raw: Any, height: int, width: int) -> list[np.ndarray] | dict[str, Any] | None:
+    """A segmentation in compact form.
+
+    Args:
+        raw: what an annotation holds under `segmentation`: polygons, RLE of either form, or nothing.
+        height, width: size of the image.
+
+    Returns:
+        Polygons as float32 arrays `[x, y, x, y, ...]` of three points or more; a compressed RLE; or None where
+        there is no mask at all.
+
+    Raises:
+        ValueError: if it is none of these, or the RLE's size is not the image's.
+    """
+    if not raw:
+        return None
+    if isinstance(raw, dict):
+        if not {"size", "counts"} <= raw.keys():
+            raise ValueError("an RLE segmentation needs 'size' and 'counts'")
+        if list(raw["size"]) != [height, width]:
+            raise ValueError(f"the RLE has size {list(raw['size'])}, but the image is [{height}, {width}]")
+        if isinstance(raw["counts"], list):
+            rle_counts(raw)  # refuses counts that do not fill the image, which pycocotools takes
+            return coco_mask.frPyObjects(raw, height, width)
+        return {"size": [height, width], "counts": raw["counts"]}
+    if not isinstance(raw, list) or not all(isinstance(polygon, list) for polygon in raw):
+        raise ValueError("the segmentation must be a list of polygons [[x, y, x, y, ...], ...] or an RLE")
+    polygons = []
+    for polygon in raw:
+        try:
+            points = np.array(polygon, np.float32)
+        except (TypeError, ValueError):
+            points = np.array([np.nan])
+        if points.ndim != 1 or points.size % 2 or not np.isfinite(points).all():
+            raise ValueError("a polygon must be a flat list of finite numbers [x, y, x, y, ...]")
+        if points.size >= 6:
+            polygons.append(points)
+    return polygons or None
+
+
+def parse_box(row: dict[str, Any], segmentation: list[np.ndarray] | dict[str, Any] | None) -> tuple[float, ...]:
+    """The annotation's box as `(y1, x1, y2, x2)`; that of the segmentation where the annotation has none.
+
+    Raises:
+        ValueError: if it has neither, or the box is not four finite numbers.
+    """
+    box = row.get("bbox")
+    if box is None and segmentation is not None:
+        return mask_box(segmentation)
+    if (
+        not isinstance(box, (list, tuple))
+        or len(box) != 4
+        or not all(isinstance(v, Real) and math.isfinite(v) for v in box)
+    ):
+        raise ValueError(f"'bbox' must be four finite numbers [x, y, width, height], not {box!r}")
+    x, y, width, height = box
+    return y, x, y + height, x + width
+
+
+def mask_box(segmentation: list[np.ndarray] | dict[str, Any]) -> tuple[float, float, float, float]:
+    """Tight box `(y1, x1, y2, x2)` of a segmentation; zeros for an empty RLE."""
+    if isinstance(segmentation, dict):
+        rle_counts(segmentation)  # pycocotools reads beyond the end of a damaged code
+        x, y, width, height = coco_mask.toBbox(segmentation)
+        return float(y), float(x), float(y + height), float(x + width)
+    points = np.concatenate(segmentation).reshape(-1, 2)
+    (x1, y1), (x2, y2) = points.min(axis=0), points.max(axis=0)
+    return float(y1), float(x1), float(y2), float(x2)

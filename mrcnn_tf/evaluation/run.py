@@ -1,0 +1,157 @@
+"""A model over a whole data set: COCO results, metrics, proposal recall, speed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from mrcnn_tf.data.coco import CocoDataset
+from mrcnn_tf.data.pipeline import evaluation_batches
+from mrcnn_tf.evaluation.coco import evaluate_coco
+from mrcnn_tf.evaluation.recall import ProposalRecall
+from mrcnn_tf.models.detections import Detections
+from mrcnn_tf.models.mask_rcnn import MaskRCNN
+
+RECALL_AT = (100, 300, 1000)
+
+
+@dataclass
+class EvaluationResult:
+    """What `evaluate_model` returns.
+
+    Attributes:
+        metrics: COCO's (`bbox/AP`, ..., `segm/AP`, ..., `per_class`), `proposals/recall@100`, ..., and
+            `images`, `images_per_second`.
+        results: entries in COCO's results format.
+        pictures: indices into the data set and detections of its first images, as many as were asked for.
+    """
+
+    metrics: dict[str, Any]
+    results: list[dict[str, Any]]
+    pictures: list[tuple[int, Detections]] = field(default_factory=list)
+
+    def speed_line(self) -> str:
+        """A line for people."""
+        m = self.metrics
+        return f"{m['images']} images at {m['images_per_second']:.2f} images/s (network alone, after the first batch)"
+
+
+def check_classes(model: MaskRCNN, dataset: CocoDataset) -> None:
+    """Raises ValueError where a data set has other classes than a model."""
+    if model.class_names == list(dataset.class_names):
+        return
+    raise ValueError(
+        f"{dataset.name}: has {dataset.num_classes} classes ({', '.join(dataset.class_names[:5])}, ...), but the model "
+        f"has {len(model.class_names)} ({', '.join(model.class_names[:5])}, ...); evaluate a model on the classes "
+        "that it was trained on"
+    )
+
+
+def detections_of(
+    model: MaskRCNN,
+    dataset: CocoDataset,
+    *,
+    batch_size: int = 1,
+    first: int | None = None,
+    bar: str | None = None,
+) -> Iterator[tuple[int, Detections, np.ndarray, float]]:
+    """Runs the model over a data set in its order.
+
+    Args:
+        model: the model.
+        dataset: images of any sizes.
+        batch_size: images at a time.
+        first: stop after this many images.
+        bar: text of a progress bar, if there is to be one.
+
+    Yields:
+        For each image its index, what was found, the proposals `[N, 4]` in its pixels, and the seconds that
+        the network took for it.
+    """
+    count = min(len(dataset), first or len(dataset))
+    batches = evaluation_batches(
+        dataset, batch_size=batch_size, min_size=model.min_size, max_size=model.max_size
+    ).take(-(-count // batch_size))
+    index = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
+    with tqdm(
+        total=count, desc=bar, disable=bar is None, unit="image", dynamic_ncols=True, leave=False
+    ) as progress:
+        for batch in batches:
+            start = time.perf_counter()
+            found = {
+                k: v.numpy() for k, v in model.detect_batch(batch["images"], batch["image_sizes"]).items()
+            }
+            seconds = (time.perf_counter() - start) / len(batch["image_ids"])
+            sizes, originals = batch["image_sizes"].numpy(), batch["original_sizes"].numpy()
+            for row, image_id in enumerate(batch["image_ids"].numpy()):
+                scale = np.tile(originals[row] / sizes[row], 2).astype(np.float32)
+                kept = found["classes"][row] > 0
+                own = {k: found[k][row][kept] for k in ("boxes", "scores", "classes", "masks")}
+                own["boxes"] = own["boxes"] * scale
+                height, width = (int(v) for v in originals[row])
+                yield (
+                    index[int(image_id)],
+                    model.results(own, (height, width)),
+                    found["proposals"][row] * scale,
+                    seconds,
+                )
+            progress.update(len(batch["image_ids"]))
+
+
+def evaluate_model(
+    model: MaskRCNN,
+    dataset: CocoDataset,
+    *,
+    batch_size: int = 1,
+    first: int | None = None,
+    max_detections: tuple[int, int, int] = (1, 10, 100),
+    pictures: int = 0,
+    bar: str | None = "evaluating",
+) -> EvaluationResult:
+    """COCO metrics of a model, with masks in compact form throughout.
+
+    Args:
+        model: the model.
+        dataset: with the model's classes.
+        batch_size: images at a time.
+        first: evaluate on this many of the first images only.
+        max_detections: see `evaluate_coco`.
+        pictures: keep the detections of this many images.
+        bar: text of the progress bar; None for no bar.
+
+    Raises:
+        ValueError: the classes differ.
+    """
+    check_classes(model, dataset)
+    results: list[dict[str, Any]] = []
+    kept: list[tuple[int, Detections]] = []
+    times: list[float] = []
+    recall = ProposalRecall(RECALL_AT)
+    seen = set()
+    for i, found, proposals, seconds in detections_of(
+        model, dataset, batch_size=batch_size, first=first, bar=bar
+    ):
+        truth = dataset.instances(i)
+        recall.update(proposals, truth.boxes, crowd=truth.crowd)
+        results += found.to_coco(dataset.image_ids[i])
+        seen.add(dataset.image_ids[i])
+        if len(kept) < pictures:
+            kept.append((i, found))
+        times.append(seconds)
+    truth = dataset.ground_truth()
+    if len(seen) < len(dataset):
+        truth["images"] = [image for image in truth["images"] if image["id"] in seen]
+        truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in seen]
+    metrics = evaluate_coco(truth, results, max_detections=max_detections)
+    for key in ("segm/AP", "segm/AP50"):
+        metrics.setdefault(key, 0.0)  # nothing found at all leaves no segmentation to measure
+    metrics.update({f"proposals/{k}": v for k, v in recall.result().items()})
+    # The first batch pays for tracing.
+    timed = times[batch_size:] or times
+    metrics.update(images=len(times), images_per_second=1 / float(np.mean(timed)))
+    return EvaluationResult(metrics, results, kept)

@@ -1,0 +1,261 @@
+"""Convolution with its normalisation and activation as one layer, so that the cheap forms can be taken."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+NORMS = (None, "frozen_batch", "batch", "sync_batch", "group")
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class BatchNorm(keras.layers.Layer):
+    """Batch normalisation that can say what it amounts to: a scale and a shift per channel.
+
+    Keras' own layer normalises outside the fused kernel on TensorFlow, and cannot be folded into a convolution.
+
+    Args:
+        mode: `"frozen_batch"` never updates or trains anything; `"batch"` normalises by each replica's own
+            batch in training; `"sync_batch"` by the batch over all replicas.
+        momentum: weight of the old moving statistics at an update, in [0, 1].
+        epsilon: added to the variance.
+        gamma: initial scale; 0 makes a residual branch start as nothing.
+    """
+
+    def __init__(
+        self,
+        mode: str = "batch",
+        momentum: float = 0.9,
+        epsilon: float = 1e-5,
+        gamma: float = 1.0,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.mode, self.momentum, self.epsilon, self.initial_gamma = mode, momentum, epsilon, gamma
+
+    def build(self, input_shape: tuple) -> None:
+        """Creates gamma, beta and the moving statistics, each `[C]`, float32 under every policy."""
+        learn = self.mode != "frozen_batch"
+
+        def weight(name: str, value: float, trainable: bool) -> keras.Variable:
+            start = keras.initializers.Constant(value)
+            return self.add_weight(
+                name=name,
+                shape=(input_shape[-1],),
+                initializer=start,
+                trainable=trainable,
+                dtype="float32",
+                autocast=False,
+            )
+
+        self.gamma = weight("gamma", self.initial_gamma, learn)
+        self.beta = weight("beta", 0.0, learn)
+        self.moving_mean = weight("moving_mean", 0.0, False)
+        self.moving_variance = weight("moving_variance", 1.0, False)
+
+    def scale_and_shift(self) -> tuple[tf.Tensor, tf.Tensor]:
+        """`(scale, shift)`, `[C]` float32, with which inference is `x * scale + shift`."""
+        gamma, variance = tf.convert_to_tensor(self.gamma), tf.convert_to_tensor(self.moving_variance)
+        scale = gamma * tf.math.rsqrt(variance + self.epsilon)
+        return scale, self.beta - self.moving_mean * scale
+
+    def uses_batch_statistics(self, training: bool) -> bool:
+        """Whether a call normalises by the batch; otherwise `scale_and_shift` says all."""
+        return bool(training) and self.mode != "frozen_batch" and self.trainable
+
+    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """`[..., C]` -> the same."""
+        if not self.uses_batch_statistics(training):
+            scale, shift = self.scale_and_shift()
+            return x * tf.cast(scale, x.dtype) + tf.cast(shift, x.dtype)
+        if self.mode == "batch":
+            out, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+                x=x,
+                scale=self.gamma,
+                offset=self.beta,
+                mean=tf.zeros([0]),
+                variance=tf.zeros([0]),
+                epsilon=self.epsilon,
+                is_training=True,
+            )
+        else:
+            x32 = tf.cast(x, tf.float32)
+            moments = tf.stack([tf.reduce_mean(x32, [0, 1, 2]), tf.reduce_mean(x32 * x32, [0, 1, 2])])
+            mean, square = tf.unstack(tf.distribute.get_replica_context().all_reduce("MEAN", moments))
+            variance = tf.nn.relu(square - mean * mean)
+            scale = self.gamma * tf.math.rsqrt(variance + self.epsilon)
+            out = tf.cast(x32 * scale + (self.beta - mean * scale), x.dtype)
+        for moving, now in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + tf.stop_gradient(now) * (1 - self.momentum))
+        return out
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """The input's."""
+        return tuple(input_shape)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        own = {
+            "mode": self.mode,
+            "momentum": self.momentum,
+            "epsilon": self.epsilon,
+            "gamma": self.initial_gamma,
+        }
+        return {**super().get_config(), **own}
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class Conv(keras.layers.Layer):
+    """2-D convolution, then normalisation, then ReLU.
+
+    Padding is `kernel_size // 2` on every side whatever the stride, as in PyTorch; TensorFlow's `SAME` differs at
+    stride 2. A normalisation that does not depend on the batch (frozen, or any batch norm at inference) is
+    multiplied into the kernel, which saves passes over the activations and lets TensorFlow fuse bias, residual
+    addition and ReLU into the convolution.
+
+    Args:
+        filters: output channels.
+        kernel_size, strides: in pixels, the same both ways.
+        norm: one of `None, "frozen_batch", "batch", "sync_batch", "group"` (32 groups, or as many as divide).
+        relu: whether ReLU ends the layer.
+        use_bias: whether the convolution has a bias of its own; `None`: just where there is no norm.
+        epsilon: the norm's.
+        gamma: the norm's initial scale.
+        kernel_initializer: of the kernel; the default is He's for ReLU networks, fan out.
+    """
+
+    def __init__(
+        self,
+        filters: int,
+        kernel_size: int = 3,
+        strides: int = 1,
+        norm: str | None = None,
+        relu: bool = False,
+        use_bias: bool | None = None,
+        epsilon: float = 1e-5,
+        gamma: float = 1.0,
+        kernel_initializer="he_normal",
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if norm not in NORMS:
+            raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(map(repr, NORMS))}")
+        self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
+        self.norm_name, self.relu, self.epsilon, self.initial_gamma = norm, relu, epsilon, gamma
+        self.use_bias = norm is None if use_bias is None else use_bias
+        self.kernel_initializer = keras.initializers.get(kernel_initializer)
+        self.norm = None
+        if norm == "group":
+            groups = next(g for g in (32, 16, 8, 4, 2, 1) if filters % g == 0)
+            self.norm = GroupNorm(groups, epsilon, gamma, dtype=self.dtype_policy, name="norm")
+        elif norm is not None:
+            self.norm = BatchNorm(norm, epsilon=epsilon, gamma=gamma, dtype=self.dtype_policy, name="norm")
+
+    def build(self, input_shape: tuple) -> None:
+        """Creates the kernel `[k, k, C, filters]` and, where wanted, the bias `[filters]`, both float32."""
+        k = self.kernel_size
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(k, k, input_shape[-1], self.filters),
+            initializer=self.kernel_initializer,
+            autocast=False,
+        )
+        self.bias = None
+        if self.use_bias:
+            self.bias = self.add_weight(
+                name="bias", shape=(self.filters,), initializer="zeros", autocast=False
+            )
+        if self.norm is not None:
+            self.norm.build((*input_shape[:-1], self.filters))
+
+    def call(self, x: tf.Tensor, training: bool = False, residual: tf.Tensor | None = None) -> tf.Tensor:
+        """`[B, H, W, C]` -> `[B, ceil(H / strides), ceil(W / strides), filters]`.
+
+        `residual`, of the output's shape, is added before the ReLU.
+        """
+        kernel = tf.convert_to_tensor(self.kernel)
+        bias = None if self.bias is None else tf.convert_to_tensor(self.bias)
+        normalise = self.norm is not None
+        if isinstance(self.norm, BatchNorm) and not self.norm.uses_batch_statistics(training):
+            scale, shift = self.norm.scale_and_shift()
+            kernel = kernel * scale
+            bias = shift if bias is None else bias * scale + shift
+            normalise = False
+        p = self.kernel_size // 2
+        # At stride 1 the two paddings are the same, and SAME is the one that every kernel and converter knows.
+        padding = "SAME" if self.strides == 1 else [[0, 0], [p, p], [p, p], [0, 0]]
+        x = tf.nn.conv2d(x, tf.cast(kernel, x.dtype), self.strides, padding)
+        if bias is not None:
+            x = tf.nn.bias_add(x, tf.cast(bias, x.dtype))
+        if normalise:
+            x = self.norm(x, training=training) if isinstance(self.norm, BatchNorm) else self.norm(x)
+        if residual is not None:
+            x = x + residual
+        return tf.nn.relu(x) if self.relu else x
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """See `call`."""
+        h, w = (None if n is None else -(-n // self.strides) for n in input_shape[1:3])
+        return (input_shape[0], h, w, self.filters)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "filters": self.filters,
+            "kernel_size": self.kernel_size,
+            "strides": self.strides,
+            "norm": self.norm_name,
+            "relu": self.relu,
+            "use_bias": self.use_bias,
+            "epsilon": self.epsilon,
+            "gamma": self.initial_gamma,
+            "kernel_initializer": keras.initializers.serialize(self.kernel_initializer),
+        }
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class GroupNorm(keras.layers.Layer):
+    """Group normalisation (Wu and He, 2018) of `[B, H, W, C]`, statistics in float32.
+
+    Args:
+        groups: into how many the channels are split; must divide C.
+        epsilon: added to the variance.
+        gamma: initial scale.
+    """
+
+    def __init__(self, groups: int = 32, epsilon: float = 1e-5, gamma: float = 1.0, **kwargs):
+        super().__init__(**kwargs)
+        self.groups, self.epsilon, self.initial_gamma = groups, epsilon, gamma
+
+    def build(self, input_shape: tuple) -> None:
+        """Creates gamma and beta, `[C]`."""
+        shape, start = (input_shape[-1],), keras.initializers.Constant(self.initial_gamma)
+        self.gamma = self.add_weight(name="gamma", shape=shape, initializer=start, autocast=False)
+        self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
+
+    def call(self, x: tf.Tensor) -> tf.Tensor:
+        """`[B, H, W, C]` -> the same."""
+        x32, c = tf.cast(x, tf.float32), x.shape[-1]
+        size = c // self.groups
+        # Per-channel sums first: the only passes over the big tensor are two reductions and one multiply-add.
+        mean = tf.reduce_mean(x32, [1, 2])
+        square = tf.reduce_mean(x32 * x32, [1, 2])
+
+        def over_group(per_channel: tf.Tensor) -> tf.Tensor:
+            grouped = tf.reduce_mean(tf.reshape(per_channel, [-1, self.groups, size]), -1)
+            return tf.repeat(grouped, size, axis=-1)
+
+        mean, square = over_group(mean), over_group(square)
+        scale = self.gamma * tf.math.rsqrt(tf.nn.relu(square - mean * mean) + self.epsilon)
+        shift = self.beta - mean * scale
+        return tf.cast(x32 * scale[:, None, None] + shift[:, None, None], x.dtype)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        """The input's."""
+        return tuple(input_shape)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        own = {"groups": self.groups, "epsilon": self.epsilon, "gamma": self.initial_gamma}
+        return {**super().get_config(), **own}

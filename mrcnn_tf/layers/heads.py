@@ -1,0 +1,178 @@
+"""The box head and the mask head (Mask R-CNN, section 3; the FPN form of its figure 4, right)."""
+
+from __future__ import annotations
+
+import keras
+import tensorflow as tf
+
+from mrcnn_tf.layers.conv import Conv
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class BoxHead(keras.layers.Layer):
+    """Two fully connected layers, then class scores and box deltas.
+
+    Args:
+        num_classes: K, foreground classes.
+        units: of each fully connected layer.
+        roi_size: height and width of the RoI features, in bins.
+        class_agnostic: one set of deltas for all classes instead of one per class.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        units: int = 1024,
+        roi_size: int = 7,
+        class_agnostic: bool = False,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_classes, self.units, self.roi_size = num_classes, units, roi_size
+        self.class_agnostic = class_agnostic
+
+        def dense(name: str, size: int, activation: str | None, start) -> keras.layers.Dense:
+            return keras.layers.Dense(
+                size, activation=activation, kernel_initializer=start, dtype=self.dtype_policy, name=name
+            )
+
+        self.hidden = [dense(f"fc{i + 1}", units, "relu", "he_uniform") for i in range(2)]
+        self.classes = dense("classes", num_classes + 1, None, keras.initializers.RandomNormal(stddev=0.01))
+        self.deltas = dense(
+            "deltas",
+            4 * (1 if class_agnostic else num_classes),
+            None,
+            keras.initializers.RandomNormal(stddev=0.001),
+        )
+
+    def build(self, channels: int) -> None:
+        """`channels`: of the RoI features."""
+        self.hidden[0].build((None, None, self.roi_size**2 * channels))
+        self.hidden[1].build((None, None, self.units))
+        self.classes.build((None, None, self.units))
+        self.deltas.build((None, None, self.units))
+        self.built = True
+
+    def call(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[B, N, S, S, C]` -> class logits `[B, N, K + 1]`, background first, and deltas `[B, N, K or 1, 4]`.
+
+        Both float32.
+        """
+        b, n = tf.shape(features)[0], tf.shape(features)[1]
+        size = features.shape[2] * features.shape[3] * features.shape[4]
+        # [B * N, .] keeps matmul, bias and ReLU one fused op.
+        x = tf.reshape(features, [-1, size])
+        for layer in self.hidden:
+            x = layer(x)
+        logits = tf.reshape(self.classes(x), [b, n, self.num_classes + 1])
+        deltas = tf.reshape(self.deltas(x), [b, n, -1, 4])
+        return tf.cast(logits, tf.float32), tf.cast(deltas, tf.float32)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "units": self.units,
+            "roi_size": self.roi_size,
+            "class_agnostic": self.class_agnostic,
+        }
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class MaskHead(keras.layers.Layer):
+    """3x3 convolutions, a 2x2 deconvolution, and one mask per class or one for all.
+
+    Args:
+        num_classes: K, foreground classes.
+        channels: of the convolutions and the deconvolution.
+        depth: how many 3x3 convolutions.
+        mask_size: height and width of the masks; the RoI features have half of it. 28 in the paper, or 56.
+        class_agnostic: one mask for all classes.
+        norm: of the 3x3 convolutions, see `Conv`.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int = 256,
+        depth: int = 4,
+        mask_size: int = 28,
+        class_agnostic: bool = False,
+        norm: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        if mask_size % 2 or mask_size < 4:
+            raise ValueError(f"mask_size is {mask_size}; it must be even and at least 4")
+        self.num_classes, self.channels, self.depth = num_classes, channels, depth
+        self.mask_size, self.class_agnostic, self.norm = mask_size, class_agnostic, norm
+        self.convs = [
+            Conv(channels, 3, norm=norm, relu=True, dtype=self.dtype_policy, name=f"conv{i + 1}")
+            for i in range(depth)
+        ]
+        # A 2x2 deconvolution of stride 2 has no overlap: it is a 1x1 convolution to four times the channels,
+        # rearranged, and much faster so on a CPU.
+        self.deconv = Conv(4 * channels, 1, relu=True, dtype=self.dtype_policy, name="deconv")
+
+    @property
+    def roi_size(self) -> int:
+        """Height and width of the RoI features, in bins."""
+        return self.mask_size // 2
+
+    def build(self, channels: int) -> None:
+        """`channels`: of the RoI features."""
+        for layer in self.convs:
+            layer.build((None, None, None, channels))
+            channels = self.channels
+        self.deconv.build((None, None, None, channels))
+        count = 1 if self.class_agnostic else self.num_classes
+        self.kernel = self.add_weight(
+            name="kernel",
+            shape=(count, self.channels),
+            initializer=keras.initializers.RandomNormal(stddev=0.001),
+            autocast=False,
+        )
+        self.bias = self.add_weight(name="bias", shape=(count,), initializer="zeros", autocast=False)
+        self.built = True
+
+    def call(self, features: tf.Tensor, classes: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """Mask logits of one class per RoI.
+
+        Only the wanted class is computed: with 80 classes the other 79 cost more than they are ever used.
+
+        Args:
+            features: `[B, N, S, S, C]`.
+            classes: `[B, N]` integer from 1 to K; others are read as the nearest of these.
+            training: for the norm.
+
+        Returns:
+            float32 `[B, N, 2 S, 2 S]`.
+        """
+        b, n = tf.shape(features)[0], tf.shape(features)[1]
+        s, c = features.shape[2], features.shape[4]
+        x = tf.reshape(features, [-1, s, s, c])
+        for layer in self.convs:
+            x = layer(x, training=training)
+        x = self.deconv(x)
+        row = tf.zeros_like(classes) if self.class_agnostic else tf.clip_by_value(classes, 1, self.num_classes) - 1
+        row = tf.reshape(row, [-1])
+        kernel = tf.cast(tf.gather(tf.convert_to_tensor(self.kernel), row), x.dtype)
+        # The channels of the four places of a 2x2 cell stand side by side: one matrix product serves all four.
+        x = tf.reshape(x, [-1, s * s * 4, self.channels])
+        logits = tf.cast(tf.matmul(x, kernel[:, :, None])[..., 0], tf.float32)
+        logits += tf.gather(tf.convert_to_tensor(self.bias), row)[:, None]
+        logits = tf.transpose(tf.reshape(logits, [-1, s, s, 2, 2]), [0, 1, 3, 2, 4])
+        return tf.reshape(logits, [b, n, 2 * s, 2 * s])
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {
+            **super().get_config(),
+            "num_classes": self.num_classes,
+            "channels": self.channels,
+            "depth": self.depth,
+            "mask_size": self.mask_size,
+            "class_agnostic": self.class_agnostic,
+            "norm": self.norm,
+        }

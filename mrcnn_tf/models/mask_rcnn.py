@@ -1,0 +1,460 @@
+"""Mask R-CNN (He et al., 2017) with a feature pyramid: the whole model on one page."""
+
+from __future__ import annotations
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mrcnn_tf import losses
+from mrcnn_tf.geometry import boxes as box_ops
+from mrcnn_tf.geometry import nms
+from mrcnn_tf.layers.fpn import FPN
+from mrcnn_tf.layers.heads import BoxHead, MaskHead
+from mrcnn_tf.layers.preprocess import Normalize, resize, resized_shape
+from mrcnn_tf.layers.resnet import DIALECTS, ResNet
+from mrcnn_tf.layers.rpn import RPN
+from mrcnn_tf.models import targets
+from mrcnn_tf.models.detections import Detections
+from mrcnn_tf.ops.roi_align import roi_align
+
+PARTS = ("backbone", "fpn", "rpn", "box_head", "mask_head", "normalize")
+LOSSES = ("rpn_class", "rpn_box", "class", "box", "mask")
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class MaskRCNN(keras.Model):
+    """Finds instances and their masks.
+
+    Args:
+        class_names: of the foreground classes 1..K, in order.
+        category_ids: the data set's own id of each; 1..K if not given.
+        backbone, fpn, rpn, box_head, mask_head, normalize: the parts; each has the papers' defaults.
+        min_size, max_size: images are resized so that the shorter side is `min_size` pixels, or less if the longer
+            one would pass `max_size`.
+        sampling_ratio, aligned, roi_align_backend: see `mrcnn_tf.ops.roi_align`.
+        box_weights: factors of the box head's deltas (y, x, height, width).
+        rpn_fg_iou, rpn_bg_iou, rpn_samples, rpn_positive_fraction: which anchors the RPN learns from.
+        roi_fg_iou, roi_bg_iou, roi_samples, roi_positive_fraction: which RoIs the heads learn from.
+        proposal_source, min_proposals: `"rpn"`, `"rpn+truth"` or `"truth"`, see `targets.roi_targets`.
+        rpn_class_loss, class_loss: `"cross_entropy"` or `"sigmoid_focal"`.
+        rpn_box_loss, box_loss: `"smooth_l1"`, `"l1"`, `"iou"` or `"giou"`.
+        mask_loss: `"binary_cross_entropy"` or `"dice"`.
+        rpn_beta, box_beta: where smooth L1 turns from square to linear.
+        loss_weights: factors of `rpn_class, rpn_box, class, box, mask`; 1 where not given.
+        score_threshold, nms_threshold, max_detections: of the detections.
+
+    Raises:
+        ValueError: for a loss or a proposal source that does not exist, for class names that are not unique, and
+            for heads whose class count is not that of `class_names`.
+    """
+
+    def __init__(
+        self,
+        class_names: list[str],
+        category_ids: list[int] | None = None,
+        *,
+        backbone: ResNet | None = None,
+        fpn: FPN | None = None,
+        rpn: RPN | None = None,
+        box_head: BoxHead | None = None,
+        mask_head: MaskHead | None = None,
+        normalize: Normalize | None = None,
+        min_size: int = 800,
+        max_size: int = 1333,
+        sampling_ratio: int = 2,
+        aligned: bool = True,
+        roi_align_backend: str = "auto",
+        box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
+        rpn_fg_iou: float = 0.7,
+        rpn_bg_iou: float = 0.3,
+        rpn_samples: int = 256,
+        rpn_positive_fraction: float = 0.5,
+        roi_fg_iou: float = 0.5,
+        roi_bg_iou: float = 0.5,
+        roi_samples: int = 512,
+        roi_positive_fraction: float = 0.25,
+        proposal_source: str = "rpn+truth",
+        min_proposals: int = 0,
+        rpn_class_loss: str = "cross_entropy",
+        rpn_box_loss: str = "smooth_l1",
+        class_loss: str = "cross_entropy",
+        box_loss: str = "smooth_l1",
+        mask_loss: str = "binary_cross_entropy",
+        rpn_beta: float = 1 / 9,
+        box_beta: float = 1.0,
+        loss_weights: dict[str, float] | None = None,
+        score_threshold: float = 0.05,
+        nms_threshold: float = 0.5,
+        max_detections: int = 100,
+        **kwargs,
+    ):
+        settings = {k: v for k, v in locals().items() if k not in (*PARTS, "self", "kwargs", "__class__")}
+        super().__init__(autocast=False, **kwargs)
+        if len(set(class_names)) != len(class_names):
+            raise ValueError(f"class_names has a name twice: {sorted(class_names)}")
+        if proposal_source not in ("rpn", "rpn+truth", "truth"):
+            raise ValueError(
+                f"proposal_source is {proposal_source!r}; it must be 'rpn', 'rpn+truth' or 'truth'"
+            )
+        self.class_names = list(class_names)
+        self.category_ids = list(category_ids or range(1, len(class_names) + 1))
+        self.settings = {**settings, "class_names": self.class_names, "category_ids": self.category_ids}
+        self.num_classes = len(class_names)
+
+        self.backbone = backbone or ResNet()
+        spec = DIALECTS[self.backbone.dialect]
+        self.normalize = normalize or Normalize(spec.mean, spec.std, spec.bgr)
+        self.fpn = fpn or FPN()
+        self.rpn = rpn or RPN()
+        self.box_head = box_head or BoxHead(self.num_classes)
+        self.mask_head = mask_head or MaskHead(self.num_classes)
+        for name, head in (("box_head", self.box_head), ("mask_head", self.mask_head)):
+            if head.num_classes != self.num_classes:
+                raise ValueError(
+                    f"{name} is for {head.num_classes} classes, but class_names has {self.num_classes}"
+                )
+
+        self.min_size, self.max_size = min_size, max_size
+        self.roi_align = {
+            "strides": FPN.strides[:4],
+            "sampling_ratio": sampling_ratio,
+            "aligned": aligned,
+            "backend": roi_align_backend,
+        }
+        self.box_weights = tuple(box_weights)
+        self.anchor_sampling = {
+            "fg_iou": rpn_fg_iou,
+            "bg_iou": rpn_bg_iou,
+            "count": rpn_samples,
+            "positive_fraction": rpn_positive_fraction,
+        }
+        self.roi_sampling = {
+            "fg_iou": roi_fg_iou,
+            "bg_iou": roi_bg_iou,
+            "count": roi_samples,
+            "positive_fraction": roi_positive_fraction,
+            "source": proposal_source,
+            "min_proposals": min_proposals,
+        }
+        self.rpn_class_loss = losses.lookup(losses.OBJECTNESS, rpn_class_loss)
+        self.class_loss = losses.lookup(losses.CLASSIFICATION, class_loss)
+        self.mask_loss = losses.lookup(losses.MASK, mask_loss)
+        for name in (rpn_box_loss, box_loss):
+            losses.lookup(losses.BOX, name)
+        self.rpn_box_loss = {"name": rpn_box_loss, "beta": rpn_beta, "weights": (1.0, 1.0, 1.0, 1.0)}
+        self.box_loss = {"name": box_loss, "beta": box_beta, "weights": self.box_weights}
+        unknown = sorted(set(loss_weights or {}) - set(LOSSES))
+        if unknown:
+            raise ValueError(f"loss_weights has {', '.join(unknown)}; there are {', '.join(LOSSES)}")
+        self.loss_weights = {**dict.fromkeys(LOSSES, 1.0), **(loss_weights or {})}
+        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
+        self.max_detections = max_detections
+        self.clip_norm: float | None = None  # set by training: bound on the norm of all gradients together
+
+        # Every shape is known from the arguments: built here, a model can be saved, counted and distributed at once.
+        inputs = ((None, None, None, 3), self.backbone.channels, *[self.fpn.channels] * 3)
+        for part, input_shape in zip(PARTS, inputs, strict=False):
+            if not getattr(self, part).built:  # a part read from a file is
+                getattr(self, part).build(input_shape)
+        self.built = True
+        self._detect = tf.function(
+            self._detect_image,
+            input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.float32)],
+        )
+        self.detect_batch = tf.function(
+            lambda images, image_sizes: self({"images": images, "image_sizes": image_sizes}),
+            input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None, 2])],
+        )
+
+    # ---------------------------------------------------------------- forward
+
+    def pyramid(self, images: tf.Tensor, image_sizes: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
+        """Images on a canvas, `[B, H, W, 3]` RGB in [0, 255] -> P2 to P6. H and W are multiples of 32."""
+        return self.fpn(
+            self.backbone(self.normalize(images, image_sizes), training=training), training=training
+        )
+
+    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
+        """Detects.
+
+        Args:
+            inputs: `images [B, H, W, 3]`, RGB in [0, 255], resized, padded at bottom and right to multiples of 32;
+                `image_sizes [B, 2]`, height and width without the padding.
+            training: for the norms.
+
+        Returns:
+            `boxes [B, D, 4]` in pixels of the canvas, `scores [B, D]` descending, `classes [B, D]` (1..K, -1 where
+            there is no detection), `masks [B, D, m, m]` probabilities within the box, and `proposals [B, N, 4]`, best
+            first, zeros where there are fewer. All float32 but the classes, which are int32.
+        """
+        sizes = tf.cast(inputs["image_sizes"], tf.float32)
+        features = self.pyramid(inputs["images"], sizes, training)
+        logits, deltas = self.rpn(features)
+        proposals, _, valid = self.rpn.propose(logits, deltas, self.rpn.anchors(features), sizes)
+        class_logits, box_deltas = self.box_head(self.align(features, proposals, self.box_head.roi_size))
+        boxes, scores, classes = self.select(proposals, valid, class_logits, box_deltas, sizes)
+        mask_logits = self.mask_head(
+            self.align(features, boxes, self.mask_head.roi_size), classes, training=training
+        )
+        masks = tf.sigmoid(mask_logits)
+        found = {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks}
+        return {**found, "proposals": proposals}
+
+    def align(self, features: list[tf.Tensor], boxes: tf.Tensor, size: int) -> tf.Tensor:
+        """RoI features `[B, N, size, size, C]` from P2 to P5."""
+        return roi_align(features[:4], boxes, output_size=size, **self.roi_align)
+
+    def select(
+        self,
+        proposals: tf.Tensor,
+        valid: tf.Tensor,
+        class_logits: tf.Tensor,
+        box_deltas: tf.Tensor,
+        sizes: tf.Tensor,
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Boxes `[B, D, 4]`, scores and classes `[B, D]`: every class's box of every proposal, after NMS."""
+        k, b = self.num_classes, tf.shape(proposals)[0]
+        scores = self.probabilities(class_logits)
+        scores = tf.where(valid[..., None], scores, -1.0)
+        boxes = box_ops.decode(box_deltas, proposals[:, :, None, :], self.box_weights)
+        boxes = tf.broadcast_to(boxes, [b, tf.shape(proposals)[1], k, 4])
+        boxes = box_ops.clip(tf.reshape(boxes, [b, -1, 4]), sizes)
+        scores = tf.reshape(scores, [b, -1])
+        groups = tf.broadcast_to(tf.range(k)[None, None], [b, tf.shape(proposals)[1], k])
+        groups = tf.reshape(groups, [b, -1])
+        keep, found = nms.nms(
+            boxes,
+            scores,
+            groups,
+            iou_threshold=self.nms_threshold,
+            score_threshold=self.score_threshold,
+            max_outputs=self.max_detections,
+        )
+        boxes = tf.where(found[..., None], tf.gather(boxes, keep, batch_dims=1), 0.0)
+        scores = tf.where(found, tf.gather(scores, keep, batch_dims=1), 0.0)
+        classes = tf.where(found, tf.gather(groups, keep, batch_dims=1) + 1, -1)
+        return boxes, scores, classes
+
+    def probabilities(self, class_logits: tf.Tensor) -> tf.Tensor:
+        """`[..., K + 1]` -> foreground scores `[..., K]`, in the way that the loss trained them."""
+        if self.settings["class_loss"] == "sigmoid_focal":
+            return tf.sigmoid(class_logits[..., 1:])
+        return tf.nn.softmax(class_logits)[..., 1:]
+
+    # --------------------------------------------------------------- training
+
+    def losses_of(self, batch: dict[str, tf.Tensor], step: tf.Tensor) -> tuple[dict, dict]:
+        """The five losses of a training batch, and figures that tell whether the sampling works.
+
+        A loss is a sum over this replica divided by a count over all replicas, so the replicas' gradients add up
+        to the gradient of the whole batch.
+
+        Args:
+            batch: as `mrcnn_tf.data.pipeline.training_batches` yields it.
+            step: number of the step; seeds the sampling.
+
+        Returns:
+            Losses by name, unweighted; figures by name, each over the whole batch.
+        """
+        truth, ids = targets.truth_of(batch), batch["image_ids"]
+        sizes = tf.cast(batch["image_sizes"], tf.float32)
+        images = tf.cast(tf.shape(ids)[0], tf.float32)
+        features = self.pyramid(batch["images"], sizes, training=True)
+        logits, deltas = self.rpn(features)
+        level_anchors = self.rpn.anchors(features)
+        anchors = tf.concat(level_anchors, 0)
+        index, positive, valid, matched = targets.anchor_targets(
+            anchors, truth, seed=targets.seeds(step, ids, 0), **self.anchor_sampling
+        )
+        logits_of = tf.gather(tf.concat(logits, 1), index, batch_dims=1)
+        deltas_of = tf.gather(tf.concat(deltas, 1), index, batch_dims=1)
+        count = total(valid)
+        rpn_positive = total(positive)
+        cost = self.rpn_class_loss(tf.cast(positive, tf.int32), logits_of)
+        rpn_class = masked_sum(cost, valid) / self._classification_count(
+            self.settings["rpn_class_loss"], count, rpn_positive
+        )
+        goal = tf.gather(truth.boxes, matched, batch_dims=1)
+        cost = box_cost(deltas_of, tf.gather(anchors, index), goal, **self.rpn_box_loss)
+        rpn_box = masked_sum(cost, positive) / count
+
+        proposals, _, proposal_valid = self.rpn.propose(logits, deltas, level_anchors, sizes, training=True)
+        rois = targets.roi_targets(
+            proposals, proposal_valid, truth, seed=targets.seeds(step, ids, 1), **self.roi_sampling
+        )
+        class_logits, box_deltas = self.box_head(self.align(features, rois.boxes, self.box_head.roi_size))
+        count, roi_positive = total(rois.valid), total(rois.positive)
+        cost = self.class_loss(rois.classes, class_logits)
+        classification = masked_sum(cost, rois.valid) / self._classification_count(
+            self.settings["class_loss"], count, roi_positive
+        )
+        # Only the first rows can be positive: the costly mask head sees no others.
+        foreground = max(1, int(self.roi_sampling["count"] * self.roi_sampling["positive_fraction"]))
+        rois = targets.RoIs(*(x[:, :foreground] for x in rois))
+        box_deltas = box_deltas[:, :foreground]
+        if not self.box_head.class_agnostic:
+            box_deltas = tf.gather(box_deltas, tf.maximum(rois.classes, 1) - 1, batch_dims=2)
+        else:
+            box_deltas = box_deltas[:, :, 0]
+        goal = tf.gather(truth.boxes, rois.matched, batch_dims=1)
+        cost = box_cost(box_deltas, rois.boxes, goal, **self.box_loss)
+        box = masked_sum(cost, rois.positive) / count
+
+        has_mask = rois.positive & tf.gather(truth.has_mask, rois.matched, batch_dims=1)
+        mask_logits = self.mask_head(
+            self.align(features, rois.boxes, self.mask_head.roi_size), rois.classes, training=True
+        )
+        goal = targets.mask_targets(rois.boxes, rois.matched, truth, self.mask_head.mask_size)
+        mask = masked_sum(self.mask_loss(goal, mask_logits), has_mask) / total(has_mask)
+
+        reached = tf.reduce_max(box_ops.pairwise_iou(truth.boxes, proposals), -1) >= 0.5
+        images = global_sum(images)
+        figures = {
+            "proposal_recall": global_sum(count_of(reached & truth.valid)) / total(truth.valid),
+            "rpn_positives": global_sum(count_of(positive)) / images,
+            "roi_positives": global_sum(count_of(rois.positive)) / images,
+        }
+        values = (rpn_class, rpn_box, classification, box, mask)
+        return dict(zip(LOSSES, values, strict=True)), figures
+
+    @staticmethod
+    def _classification_count(name: str, sampled: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
+        # Focal loss is normalised by the positives (Lin et al., 2017): easy negatives weigh next to nothing.
+        return positive if name == "sigmoid_focal" else sampled
+
+    def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+        """One step of Keras' `fit`. Returns losses and figures of the whole batch over all replicas."""
+        with tf.GradientTape() as tape:
+            values, figures = self.losses_of(batch, self.optimizer.iterations)
+            loss = tf.add_n([values[name] * self.loss_weights[name] for name in LOSSES])
+            scaled = self.optimizer.scale_loss(loss)
+        weights = self.trainable_weights
+        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, [w.value for w in weights])]
+        # Summed here rather than by Keras, which sums after clipping and after looking for infinities: replicas would
+        # clip differently, and could disagree on whether to skip a step.
+        context = tf.distribute.get_replica_context()
+        if context.num_replicas_in_sync > 1:
+            gradients = context.all_reduce("SUM", gradients)
+        norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(tf.ones([]))
+        factor = 1.0 if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
+        factor /= context.num_replicas_in_sync  # Keras sums over the replicas once more
+        self.optimizer.apply_gradients((g * factor, w) for g, w in zip(gradients, weights, strict=True))
+        figures["gradient_norm"] = norm
+        logs = {f"{name}_loss": global_sum(value) for name, value in values.items()}
+        return {"loss": global_sum(loss), **logs, **figures}
+
+    # ----------------------------------------------------------------- results
+
+    def preprocess(self, image: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """One image as the model wants it.
+
+        Args:
+            image: `[h, w, 3]` RGB, uint8 or float in [0, 255].
+
+        Returns:
+            The resized image on a canvas, `[1, H, W, 3]` float32, sides multiples of 32, and its size `[1, 2]`.
+        """
+        size = resized_shape(tf.shape(image)[0], tf.shape(image)[1], self.min_size, self.max_size)
+        canvas = (size + 31) // 32 * 32
+        image = tf.pad(resize(image, size), [[0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]])
+        return image[None], tf.cast(size, tf.float32)[None]
+
+    def _detect_image(self, image: tf.Tensor, score_threshold: tf.Tensor) -> dict[str, tf.Tensor]:
+        images, sizes = self.preprocess(image)
+        found = self({"images": images, "image_sizes": sizes}, training=False)
+        del found["proposals"]
+        original = tf.cast(tf.shape(image)[:2], tf.float32)
+        found["boxes"] *= tf.tile(original / sizes[0], [2])
+        keep = found["scores"][0] > tf.maximum(score_threshold, 0.0)
+        return {name: tf.boolean_mask(value[0], keep) for name, value in found.items()}
+
+    def detect(
+        self, images: np.ndarray | list[np.ndarray], score_threshold: float = 0.0
+    ) -> Detections | list[Detections]:
+        """Instances of one image or of several, in coordinates of the original images.
+
+        Args:
+            images: uint8 `[h, w, 3]` RGB, or a list of such, of any sizes.
+            score_threshold: leaves out detections up to this score; the model's own threshold holds as well.
+
+        Returns:
+            A `Detections`, or a list of them for a list.
+
+        Raises:
+            ValueError: for an array that is not such an image.
+        """
+        single = isinstance(images, np.ndarray) and images.ndim == 3
+        results = []
+        for image in [images] if single else images:
+            image = np.asarray(image)
+            if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
+                raise ValueError(
+                    f"an image must be uint8 [height, width, 3] in RGB order, not {image.dtype} {image.shape}"
+                )
+            found = self._detect(image, score_threshold)
+            results.append(self.results({k: v.numpy() for k, v in found.items()}, image.shape[:2]))
+        return results[0] if single else results
+
+    def results(self, found: dict[str, np.ndarray], image_size: tuple[int, int]) -> Detections:
+        """Names what was found in one image: arrays without padding, boxes in the original image's pixels."""
+        classes = found["classes"].astype(int)
+        return Detections(
+            image_size=tuple(image_size),
+            boxes=found["boxes"],
+            scores=found["scores"],
+            class_ids=classes,
+            category_ids=np.array([self.category_ids[c - 1] for c in classes], int),
+            class_names=[self.class_names[c - 1] for c in classes],
+            masks=found["masks"],
+        )
+
+    # ------------------------------------------------------------------ saving
+
+    def get_config(self) -> dict:
+        """The constructor's arguments, the parts serialised."""
+        parts = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in PARTS}
+        return {**super().get_config(), **self.settings, **parts}
+
+    @classmethod
+    def from_config(cls, config: dict) -> MaskRCNN:
+        """Inverse of `get_config`."""
+        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in PARTS}
+        return cls(**{**config, **parts})
+
+
+def box_cost(
+    deltas: tf.Tensor,
+    reference: tf.Tensor,
+    goal: tf.Tensor,
+    *,
+    name: str,
+    beta: float,
+    weights: tuple[float, float, float, float],
+) -> tf.Tensor:
+    """Loss of predicted `deltas` from `reference` boxes towards `goal` boxes, each `[..., 4]` -> `[...]`."""
+    if name in losses.ON_BOXES:
+        return losses.BOX[name](box_ops.decode(deltas, reference, weights), goal)
+    extra = {"beta": beta} if name == "smooth_l1" else {}
+    return losses.BOX[name](deltas, box_ops.encode(goal, reference, weights), **extra)
+
+
+def global_sum(value: tf.Tensor) -> tf.Tensor:
+    """The sum of a number over all replicas."""
+    context = tf.distribute.get_replica_context()
+    return value if context.num_replicas_in_sync == 1 else context.all_reduce("SUM", value)
+
+
+def count_of(flags: tf.Tensor) -> tf.Tensor:
+    """How many are true on this replica, float32."""
+    return tf.reduce_sum(tf.cast(flags, tf.float32))
+
+
+def total(flags: tf.Tensor) -> tf.Tensor:
+    """How many are true over all replicas, at least 1: a divisor for losses."""
+    return tf.maximum(global_sum(count_of(flags)), 1.0)
+
+
+def masked_sum(values: tf.Tensor, flags: tf.Tensor) -> tf.Tensor:
+    """Sum of the `values` whose flag is set; what the others hold, NaN included, does not matter."""
+    return tf.reduce_sum(tf.where(flags, values, 0.0))

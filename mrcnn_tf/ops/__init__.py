@@ -1,0 +1,1 @@
+"""Operations on feature maps: one Python face, several backends that give the same values."""

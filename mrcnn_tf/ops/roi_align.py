@@ -1,0 +1,357 @@
+"""RoIAlign (He et al., 2017, section 3) over a feature pyramid, exact, from stock operations.
+
+Three backends give the same values. All of them know that a bin is a weighted sum of cells: "sparse" writes
+the weights into one sparse matrix a level and multiplies, "crop" leaves them to `crop_and_resize`, "gather"
+fetches the cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import tensorflow as tf
+
+from mrcnn_tf.geometry.boxes import area
+
+BACKENDS = ("auto", "sparse", "crop", "gather")
+# Pixels. Further out no map reaches, and cell numbers would not fit an int32.
+FARTHEST = 1e6
+
+
+def assign_levels(
+    boxes: tf.Tensor, strides: Sequence[int], canonical_size: float = 224.0, canonical_level: int = 4
+) -> tf.Tensor:
+    """The pyramid level that a box is pooled from (Lin et al., 2017, equation 1).
+
+    Args:
+        boxes: `[..., 4]` in image pixels.
+        strides: of the levels, powers of two, each twice the one before.
+        canonical_size: a square box of this side, in pixels, belongs to level `canonical_level`; half the
+            side, one level less.
+        canonical_level: log2 of that level's stride.
+
+    Returns:
+        int32 `[...]`, index into `strides`.
+    """
+    first = int(strides[0]).bit_length() - 1
+    sizes = area(boxes)
+    level = tf.zeros(tf.shape(sizes), tf.int32)
+    for index in range(1, len(strides)):
+        # floor(log2) as a comparison of areas: no rounding where a box is exactly on a threshold.
+        side = canonical_size * 2.0 ** (first + index - canonical_level)
+        level += tf.cast(sizes >= side * side, tf.int32)
+    return level
+
+
+def roi_align(
+    feature_maps: Sequence[tf.Tensor],
+    boxes: tf.Tensor,
+    *,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int = 2,
+    aligned: bool = True,
+    backend: str = "auto",
+) -> tf.Tensor:
+    """Pools every box from its pyramid level into a square grid of bins.
+
+    A bin is the mean of `sampling_ratio x sampling_ratio` bilinear samples. A sample up to one cell outside
+    the map takes the border's value; one further out counts as zero. Gradients flow to the feature maps, not
+    to the boxes.
+
+    Args:
+        feature_maps: a list of `[B, H_l, W_l, C]`, one for each stride.
+        boxes: `[B, N, 4]` in image pixels; may reach across the image's border or have no area. A coordinate
+            that is not a number counts as zero.
+        strides: pixels a cell of each map, powers of two, each twice the one before.
+        output_size: bins along a side.
+        sampling_ratio: samples along a bin's side.
+        aligned: true for the half-pixel-exact form (detectron2's ROIAlignV2); false for the older one without
+            the half-pixel shift and with boxes of at least one cell, with which torchvision's weights were
+            trained.
+        backend: `"sparse"` (sparse matrices; the fastest on a CPU, exact on maps of every size, and its
+            gradient has the same bits in every run), `"crop"` (`tf.image.crop_and_resize`, for GPUs; places
+            samples as exactly as float32 holds a share of the map's side), `"gather"` (`tf.gather`; runs
+            under XLA and LiteRT) or `"auto"` (crop where there is a GPU, else sparse).
+
+    Returns:
+        `[B, N, output_size, output_size, C]` in the dtype of the feature maps.
+
+    Raises:
+        ValueError: unknown backend, or maps and strides that differ in number.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown RoIAlign backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if len(feature_maps) != len(strides):
+        raise ValueError(f"RoIAlign needs one stride for each map, not {len(strides)} for {len(feature_maps)}")
+    if backend == "auto":
+        backend = "crop" if tf.config.list_logical_devices("GPU") else "sparse"
+    boxes = tf.stop_gradient(tf.cast(boxes, tf.float32))
+    boxes = tf.clip_by_value(tf.where(tf.math.is_nan(boxes), 0.0, boxes), -FARTHEST, FARTHEST)
+    pool = {"sparse": _sparse, "crop": _crop, "gather": _gather}[backend]
+    out = pool(list(feature_maps), boxes, strides, output_size, sampling_ratio, aligned)
+    channels = feature_maps[0].shape[-1]
+    shape = [tf.shape(boxes)[0], tf.shape(boxes)[1], output_size, output_size, channels]
+    out = tf.reshape(tf.cast(out, feature_maps[0].dtype), shape)
+    return tf.ensure_shape(out, [*boxes.shape[:2], output_size, output_size, channels])
+
+
+# --- where the samples are -------------------------------------------------------------------------------
+
+
+def _grid(
+    low: tf.Tensor, high: tf.Tensor, stride: tf.Tensor, points: int, aligned: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Samples of boxes along one axis, in cells of the map whose centres are the integers.
+
+    Args:
+        low, high: float32 `[...]`, the boxes' ends in pixels.
+        stride: float32 `[...]` or scalar.
+        points: samples along a side.
+        aligned: that of `roi_align`.
+
+    Returns:
+        float32 `[...]`: a whole cell near the box, the first sample's distance from it, and the distance from
+        one sample to the next. Far from the origin, float32 could not hold the sum as exactly.
+    """
+    low, high = low / stride, high / stride
+    cell = tf.floor(low)
+    step = high - low if aligned else tf.maximum(high - low, 1.0)
+    step /= points
+    return cell, low - cell - (0.5 if aligned else 0.0) + 0.5 * step, step
+
+
+def _cells(
+    low: tf.Tensor, high: tf.Tensor, stride: tf.Tensor, size: tf.Tensor, points: int, aligned: bool
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """The two cells on the sides of every sample along one axis, and their weights.
+
+    Args:
+        low, high, stride, points, aligned: those of `_grid`.
+        size: int32 `[...]` or scalar, cells of the map along this axis.
+
+    Returns:
+        int32 and float32 `[..., points, 2]`; the weights are zero for a sample out of reach.
+    """
+    cell, start, step = _grid(low, high, stride, points, aligned)
+    at = start[..., None] + step[..., None] * tf.range(points, dtype=tf.float32)
+    before = tf.floor(at)
+    share = at - before
+    before = tf.cast(before + cell[..., None], tf.int32)
+    size = tf.convert_to_tensor(size)[..., None]
+    outside = (before < -1) | (before > size) | ((before == size) & (share > 0.0))
+    share = tf.where((before < 0) | (before >= size - 1), 0.0, share)
+    inside = tf.where(outside, 0.0, 1.0)
+    before = tf.clip_by_value(before, 0, size - 1)
+    after = tf.minimum(before + 1, size - 1)
+    return tf.stack([before, after], -1), tf.stack([(1.0 - share) * inside, share * inside], -1)
+
+
+# --- level by level: crop and sparse ---------------------------------------------------------------------
+
+
+def _members(boxes: tf.Tensor, strides: Sequence[int]) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
+    """For each level: which of the batch's `B * N` boxes are its own, those boxes, and their images."""
+    batch, count = tf.unstack(tf.shape(boxes)[:2])
+    image = tf.repeat(tf.range(batch), count)
+    level = tf.reshape(assign_levels(boxes, strides), [-1])
+    boxes = tf.reshape(boxes, [-1, 4])
+    own = [tf.cast(tf.where(level == index)[:, 0], tf.int32) for index in range(len(strides))]
+    return [(index, tf.gather(boxes, index), tf.gather(image, index)) for index in own]
+
+
+def _weights(
+    boxes: tf.Tensor,
+    image: tf.Tensor,
+    feature_map: tf.Tensor,
+    stride: int,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tf.Tensor:
+    """RoIAlign of one level as a sparse matrix: a row for each bin of each box, a column for each cell.
+
+    Args:
+        boxes, image: `[n, 4]` in pixels and `[n]`.
+        feature_map: `[B, H, W, C]`; only its shape matters.
+        stride, output_size, sampling_ratio, aligned: those of `roi_align`.
+
+    Returns:
+        a CSR matrix `[n * output_size^2, B * H * W]` (a variant tensor for `tf.raw_ops.SparseMatrix*`).
+    """
+    count = tf.shape(boxes)[0]
+    batch, height, width = tf.unstack(tf.shape(feature_map)[:3])
+    points, pairs = output_size * sampling_ratio, 2 * sampling_ratio
+    y, wy = _cells(boxes[:, 0], boxes[:, 2], float(stride), height, points, aligned)
+    x, wx = _cells(boxes[:, 1], boxes[:, 3], float(stride), width, points, aligned)
+    # Box, bin's row, bin's column, then the cells that the bin takes part of.
+    along_y, along_x = [count, output_size, 1, pairs, 1], [count, 1, output_size, 1, pairs]
+    y = (y + image[:, None, None] * height) * width
+    column = tf.reshape(y, along_y) + tf.reshape(x, along_x)
+    value = tf.reshape(wy / float(sampling_ratio**2), along_y) * tf.reshape(wx, along_x)
+    rows = count * output_size**2
+    row = tf.repeat(tf.range(rows), pairs**2)
+    return tf.raw_ops.SparseTensorToCSRSparseMatrix(
+        indices=tf.cast(tf.stack([row, tf.reshape(column, [-1])], -1), tf.int64),
+        values=tf.reshape(value, [-1]),
+        dense_shape=tf.cast(tf.stack([rows, batch * height * width]), tf.int64),
+    )
+
+
+def _sparse(
+    feature_maps: list[tf.Tensor],
+    boxes: tf.Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tf.Tensor:
+    """One product of a sparse matrix and a map's cells for each level."""
+    members = _members(boxes, strides)
+    channels = feature_maps[0].shape[-1]
+    matrices = [
+        _weights(own, image, feature_map, stride, output_size, sampling_ratio, aligned)
+        for feature_map, (_, own, image), stride in zip(feature_maps, members, strides, strict=True)
+    ]
+
+    def forward(*maps: tf.Tensor) -> tf.Tensor:
+        pooled = [
+            tf.raw_ops.SparseMatrixMatMul(a=matrix, b=tf.reshape(cells, [-1, channels]))
+            for matrix, cells in zip(matrices, maps, strict=True)
+        ]
+        pooled = [tf.reshape(p, [-1, output_size, output_size, channels]) for p in pooled]
+        return tf.dynamic_stitch([index for index, _, _ in members], pooled)
+
+    return _with_sparse_gradient(forward, lambda: matrices, members, feature_maps)
+
+
+def _crop(
+    feature_maps: list[tf.Tensor],
+    boxes: tf.Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tf.Tensor:
+    """One crop of all images' boxes for each level."""
+    members = _members(boxes, strides)
+    points = output_size * sampling_ratio
+
+    def forward(*maps: tf.Tensor) -> tf.Tensor:
+        pooled = []
+        for feature_map, (_, own, image), stride in zip(maps, members, strides, strict=True):
+            # crop_and_resize is zero outside the centres of the border's cells. With the border doubled it is
+            # zero just where RoIAlign is.
+            padded = tf.pad(feature_map, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+            ends = []
+            for axis in (0, 1):
+                cell, start, step = _grid(own[:, axis], own[:, axis + 2], float(stride), points, aligned)
+                first = start + cell + 1.0
+                ends.append(tf.stack([first, first + step * (points - 1)], -1))
+            last = tf.cast(tf.shape(padded)[1:3] - 1, tf.float32)
+            window = tf.reshape(tf.stack(ends, -1) / last, [-1, 4])
+            crops = tf.image.crop_and_resize(padded, window, image, [points, points])
+            if sampling_ratio > 1:
+                crops = tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
+            pooled.append(crops)
+        return tf.dynamic_stitch([index for index, _, _ in members], pooled)
+
+    def matrices() -> list[tf.Tensor]:
+        return [
+            _weights(own, image, feature_map, stride, output_size, sampling_ratio, aligned)
+            for feature_map, (_, own, image), stride in zip(feature_maps, members, strides, strict=True)
+        ]
+
+    if tf.config.list_logical_devices("GPU"):
+        return forward(*(_crop_dtype(f) for f in feature_maps))
+    # On a CPU the gradient of crop_and_resize loses updates: its threads add to the same cells without a
+    # lock.
+    return _with_sparse_gradient(forward, matrices, members, feature_maps)
+
+
+def _crop_dtype(feature_map: tf.Tensor) -> tf.Tensor:
+    """The map in a dtype that crop_and_resize takes; it computes in float32 anyway."""
+    return feature_map if feature_map.dtype == tf.float16 else tf.cast(feature_map, tf.float32)
+
+
+def _with_sparse_gradient(
+    forward: Callable[..., tf.Tensor],
+    matrices: Callable[[], list[tf.Tensor]],
+    members: list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+    feature_maps: list[tf.Tensor],
+) -> tf.Tensor:
+    """`forward` of the maps in float32, with the transposed matrices as its gradient.
+
+    Every cell's gradient is one row of a product, summed by one thread in a fixed order.
+    """
+    channels = feature_maps[0].shape[-1]
+
+    @tf.custom_gradient
+    def pool(*maps: tf.Tensor):
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+            out = []
+            for matrix, (index, _, _), cells in zip(matrices(), members, maps, strict=True):
+                transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
+                bins = tf.reshape(tf.gather(upstream, index), [-1, channels])
+                product = tf.raw_ops.SparseMatrixMatMul(a=transposed, b=bins)
+                out.append(tf.reshape(product, tf.shape(cells)))
+            return out
+
+        return forward(*maps), gradient
+
+    return pool(*(tf.cast(f, tf.float32) for f in feature_maps))
+
+
+# --- all levels at once: gather --------------------------------------------------------------------------
+
+
+def _gather(
+    feature_maps: list[tf.Tensor],
+    boxes: tf.Tensor,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> tf.Tensor:
+    """All levels' cells in one table, four rows of it for each sample; every shape follows from the inputs'."""
+    channels = feature_maps[0].shape[-1]
+    points = output_size * sampling_ratio
+    batch, count = tf.unstack(tf.shape(boxes)[:2])
+    shapes = tf.stack([tf.shape(f)[1:3] for f in feature_maps])
+    cells = shapes[:, 0] * shapes[:, 1]
+
+    level = assign_levels(boxes, strides)
+    first = tf.gather(tf.cumsum(cells, exclusive=True) * batch, level)
+    first += tf.range(batch)[:, None] * tf.gather(cells, level)
+    size = tf.gather(shapes, level)
+    stride = tf.gather(tf.constant(strides, tf.float32), level)
+    y, wy = _cells(boxes[..., 0], boxes[..., 2], stride, size[..., 0], points, aligned)
+    x, wx = _cells(boxes[..., 1], boxes[..., 3], stride, size[..., 1], points, aligned)
+    y = y * size[..., 1, None, None] + first[..., None, None]
+    wy /= float(sampling_ratio**2)
+    # Not y[..., :, None, i]: in graphs TensorFlow 2.21's optimiser drops the new axis of such a slice.
+    y, wy = tf.expand_dims(y, -2), tf.expand_dims(wy, -2)
+    x, wx = tf.expand_dims(x, -3), tf.expand_dims(wx, -3)
+    corners = [(y[..., i] + x[..., j], wy[..., i] * wx[..., j]) for i in (0, 1) for j in (0, 1)]
+
+    @tf.custom_gradient
+    def pool(table: tf.Tensor):
+        def gradient(upstream: tf.Tensor) -> tf.Tensor:
+            # One corner after the other into the same tensor; left to TensorFlow, all four would lie in
+            # memory at once.
+            bins = tf.reshape(upstream, [-1, output_size, 1, output_size, 1, channels])
+            out = tf.zeros_like(table)
+            for rows, weight in corners:
+                weight = tf.reshape(weight, [-1, output_size, sampling_ratio, output_size, sampling_ratio, 1])
+                out = tf.tensor_scatter_nd_add(
+                    out, tf.reshape(rows, [-1, 1]), tf.reshape(bins * weight, [-1, channels])
+                )
+            return out
+
+        samples = tf.add_n([tf.gather(table, rows) * weight[..., None] for rows, weight in corners])
+        samples = tf.reshape(samples, [-1, points, points, channels])
+        if sampling_ratio > 1:
+            samples = tf.nn.avg_pool2d(samples, sampling_ratio, sampling_ratio, "VALID") * float(sampling_ratio**2)
+        return tf.reshape(samples, [-1, output_size, output_size, channels]), gradient
+
+    return pool(tf.concat([tf.reshape(tf.cast(f, tf.float32), [-1, channels]) for f in feature_maps], axis=0))

@@ -1,0 +1,1 @@
+"""Training: optimisers, callbacks, checkpoints, and `train`, which puts everything together."""

@@ -1,0 +1,309 @@
+"""Keras callbacks of a training run. They count steps, not epochs: a run is one long Keras epoch."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from mrcnn_tf.training.checkpoints import Checkpoints, save_aside
+
+LOSS_NAMES = ("loss", "rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss", "mask_loss")
+
+
+class StepCallback(keras.callbacks.Callback):
+    """Counts the steps done since the start of the run, over resumptions."""
+
+    def __init__(self, start: int = 0):
+        super().__init__()
+        self.step = start
+
+    def on_train_batch_end(self, batch: int, logs: dict | None = None) -> None:
+        """Hands on to `after`."""
+        self.step += 1
+        self.after(self.step, {k: float(v) for k, v in (logs or {}).items()})
+
+    def after(self, step: int, logs: dict[str, float]) -> None:
+        """Called with the number of steps done and the losses and figures of the last."""
+
+
+class NotFinite(RuntimeError):
+    """A loss became NaN or infinite."""
+
+
+class StopIfNotFinite(StepCallback):
+    """Ends training when a loss is not finite, before anything is saved of it.
+
+    Args:
+        start: steps done before.
+        image_ids: gives the ids of the images of a step (counted from 0).
+        advice: what the message ends on.
+    """
+
+    def __init__(self, start: int, image_ids: Callable[[int], list[int]], advice: str):
+        super().__init__(start)
+        self.image_ids, self.advice = image_ids, advice
+
+    def after(self, step: int, logs: dict[str, float]) -> None:
+        """Raises NotFinite."""
+        bad = [name for name in LOSS_NAMES if not np.isfinite(logs.get(name, 0.0))]
+        if bad:
+            # The sum is not finite whenever a part is not: name the parts.
+            parts = [name for name in bad if name != "loss"] or bad
+            ids = ", ".join(map(str, self.image_ids(step - 1)))
+            raise NotFinite(f"step {step}: {' and '.join(parts)} not finite, on images {ids}. {self.advice}")
+
+
+class Progress(StepCallback):
+    """A progress bar, `history.csv`, and warnings about steps that loss scaling skipped.
+
+    Args:
+        path: of the CSV file; rows beyond `start` are cut off.
+        start, total: steps done and steps in all.
+        batch_size: images a step.
+        every: steps per row; its figures are means over them.
+        bar: whether to draw the bar.
+    """
+
+    def __init__(self, path: Path, start: int, total: int, batch_size: int, every: int, bar: bool = True):
+        super().__init__(start)
+        self.path, self.total, self.batch_size, self.every = path, total, batch_size, every
+        self.rows = [r for r in read_history(path) if r["step"] <= start]
+        self.columns: list[str] = list(self.rows[0]) if self.rows else []
+        self.pending: list[dict[str, float]] = []
+        self.bar = tqdm(
+            total=total, initial=start, unit="step", disable=not bar, dynamic_ncols=True, mininterval=0.5
+        )
+        self.since = time.perf_counter()
+        self.skipped = 0
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Starts the file anew with the rows that still hold."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("w", newline="") as file:
+            if self.rows:
+                writer = csv.DictWriter(file, self.columns)
+                writer.writeheader()
+                writer.writerows(self.rows)
+        self.since = time.perf_counter()
+
+    def after(self, step: int, logs: dict[str, float]) -> None:
+        """Updates the bar; writes a row when it is time."""
+        self.pending.append(logs)
+        if not np.isfinite(logs.get("gradient_norm", 0.0)):
+            self.skipped += 1
+        rate = float(self.model.optimizer.learning_rate)
+        means = {k: float(np.mean([p[k] for p in self.pending])) for k in logs}
+        seconds = time.perf_counter() - self.since
+        speed = len(self.pending) * self.batch_size / max(seconds, 1e-9)
+        shown = {k.removesuffix("_loss"): f"{means[k]:.3f}" for k in LOSS_NAMES if k in means}
+        extra = {"lr": f"{rate:.2g}", "img/s": f"{speed:.1f}"}
+        self.bar.set_postfix({**shown, **extra}, refresh=False)
+        self.bar.update(1)
+        if step % self.every and step != self.total:
+            return
+        row = {"step": step, "learning_rate": rate, "images_per_second": speed, **means}
+        if self.skipped:
+            self.note(
+                f"step {step}: {self.skipped} of the last {len(self.pending)} steps were skipped while the loss scale "
+                "settled"
+            )
+        self.write(row)
+        self.pending, self.since, self.skipped = [], time.perf_counter(), 0
+
+    def write(self, row: dict[str, float]) -> None:
+        """Appends a row to the file."""
+        first = not self.rows
+        self.rows.append(row)
+        self.columns = self.columns or list(row)
+        with self.path.open("a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+            if first:
+                writer.writeheader()
+            writer.writerow(row)
+
+    def note(self, text: str) -> None:
+        """Prints a line above the bar."""
+        self.bar.write(text)
+
+    def pause(self) -> None:
+        """The clock stops: what follows is not training."""
+        self.paused = time.perf_counter()
+
+    def resume(self) -> None:
+        """The clock goes on."""
+        self.since += time.perf_counter() - self.paused
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Ends the bar's line."""
+        self.bar.close()
+
+
+class TensorBoard(StepCallback):
+    """Losses, learning rate, proposal recall and positives per image for TensorBoard.
+
+    Args:
+        folder: of the event files.
+        start: steps done before.
+        every: steps between points.
+    """
+
+    def __init__(self, folder: Path, start: int, every: int):
+        super().__init__(start)
+        self.writer, self.every = tf.summary.create_file_writer(str(folder)), every
+
+    def after(self, step: int, logs: dict[str, float]) -> None:
+        """Writes a point."""
+        if step % self.every:
+            return
+        with self.writer.as_default(step):
+            tf.summary.scalar("learning_rate", float(self.model.optimizer.learning_rate))
+            for name, value in logs.items():
+                tf.summary.scalar(("losses/" if name in LOSS_NAMES else "sampling/") + name, value)
+
+    def metrics(self, step: int, values: dict[str, float]) -> None:
+        """Writes validation figures."""
+        with self.writer.as_default(step):
+            for name, value in values.items():
+                tf.summary.scalar(f"validation/{name}", value)
+
+    def picture(self, step: int, image: np.ndarray) -> None:
+        """Writes a picture, uint8 `[H, W, 3]`."""
+        with self.writer.as_default(step):
+            tf.summary.image("validation", image[None])
+
+
+class Validate(StepCallback):
+    """AP on a validation subset during training, and `best.keras` by it.
+
+    Args:
+        start: steps done before.
+        every: steps between evaluations; none at the last step, which training's own end evaluates.
+        total: steps in all.
+        evaluate: gives the metrics of the model as it is.
+        key: the metric that decides.
+        best: the best of it so far.
+        checkpoints: where `best.keras` goes.
+        progress, board: told of the figures.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        every: int,
+        total: int,
+        evaluate: Callable[[], dict[str, float]],
+        key: str,
+        best: float | None,
+        checkpoints: Checkpoints,
+        progress: Progress,
+        board: TensorBoard | None,
+    ):
+        super().__init__(start)
+        self.every, self.total, self.evaluate, self.key, self.best = every, total, evaluate, key, best
+        self.checkpoints, self.progress, self.board = checkpoints, progress, board
+        self.history: list[dict[str, float]] = []
+
+    def after(self, step: int, logs: dict[str, float]) -> None:
+        """Evaluates when it is time."""
+        if step % self.every or step == self.total:
+            return
+        self.progress.pause()
+        with averaged(self.model):
+            metrics = self.evaluate()
+            value = metrics[self.key]
+            self.history.append({"step": step, **metrics})
+            better = self.best is None or value > self.best
+            if better:
+                self.best = value
+                save_aside(self.model, self.checkpoints.folder / "best.keras")
+        self.progress.note(
+            f"step {step}: box AP {metrics['bbox/AP']:.3f}, mask AP {metrics.get('segm/AP', float('nan')):.3f}, "
+            f"mask AP50 {metrics.get('segm/AP50', float('nan')):.3f}{' (best so far)' if better else ''}"
+        )
+        if self.board:
+            self.board.metrics(step, metrics)
+        self.progress.resume()
+
+
+class SaveAndStop(StepCallback):
+    """Regular checkpoints; on Ctrl-C or SIGTERM one more, and then the end. A second Ctrl-C ends at once.
+
+    Args:
+        start: steps done before.
+        every: steps between checkpoints.
+        total: steps in all.
+        checkpoints: the folder.
+        best: gives the best metric so far.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        every: int,
+        total: int,
+        checkpoints: Checkpoints,
+        best: Callable[[], float | None],
+    ):
+        super().__init__(start)
+        self.every, self.total, self.checkpoints, self.best = every, total, checkpoints, best
+        self.interrupted = False
+
+    def on_train_begin(self, logs: dict | None = None) -> None:
+        """Takes over the signals. Only the main thread may; elsewhere they stay as they are."""
+        self.previous = {}
+
+        def handle(number, frame):
+            self.interrupted = True
+            signal.signal(signal.SIGINT, self.previous.get(signal.SIGINT, signal.SIG_DFL))
+
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self.previous[number] = signal.signal(number, handle)
+            except ValueError:
+                return
+
+    def on_train_end(self, logs: dict | None = None) -> None:
+        """Gives the signals back."""
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def after(self, step: int, logs: dict[str, float]) -> None:
+        """Saves when it is time or when told to stop."""
+        if self.interrupted or step % self.every == 0 or step == self.total:
+            self.checkpoints.save(self.model, step, self.best())
+        if self.interrupted:
+            self.model.stop_training = True
+
+
+@contextmanager
+def averaged(model: keras.Model) -> Iterator[None]:
+    """Within it the model has the moving average of its weights, if its optimiser keeps one."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if not optimizer.use_ema:
+        yield
+        return
+    weights = model.trainable_weights
+    now = [w.numpy() for w in weights]
+    optimizer.finalize_variable_values(weights)
+    try:
+        yield
+    finally:
+        for weight, value in zip(weights, now, strict=True):
+            weight.assign(value)
+
+
+def read_history(path: Path) -> list[dict[str, float]]:
+    """The rows of a `history.csv`; none if there is no file."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{k: float(v) if k != "step" else int(v) for k, v in row.items()} for row in csv.DictReader(file)]

@@ -1,0 +1,284 @@
+"""`train(config)`: everything that `train.py` does, from data to exported model."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from mrcnn_tf import visualize
+from mrcnn_tf.build import build_batches, build_datasets, build_model
+from mrcnn_tf.config import Config, ConfigError, dump_config
+from mrcnn_tf.data.coco import CocoDataset
+from mrcnn_tf.data.pipeline import step_image_ids
+from mrcnn_tf.evaluation.coco import format_table
+from mrcnn_tf.evaluation.run import EvaluationResult, check_classes, evaluate_model
+from mrcnn_tf.export.saved_model import export_saved_model
+from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.training.callbacks import Progress, SaveAndStop, StopIfNotFinite, TensorBoard, Validate, averaged
+from mrcnn_tf.training.checkpoints import Checkpoints, load_model, save_aside
+from mrcnn_tf.training.optimizers import Schedule, make_optimizer
+from mrcnn_tf.training.summary import summary
+
+
+@dataclass
+class Run:
+    """What a training left behind.
+
+    Attributes:
+        folder: the run's folder.
+        model: the trained model.
+        metrics: those of `metrics.json`; empty if there is no validation set or the run was stopped.
+        saved_model: folder of the exported version, if one was written.
+        finished: false if the run was stopped before its last step.
+    """
+
+    folder: Path
+    model: MaskRCNN
+    metrics: dict[str, Any]
+    saved_model: Path | None
+    finished: bool
+
+
+def train(config: Config, *, resume: bool = False, callbacks: list[keras.callbacks.Callback] | None = None) -> Run:
+    """Trains, evaluates, draws and exports.
+
+    Writes to the run folder: `config.yaml` as resolved, `history.csv`, `losses.png`, `ap.png`, `metrics.json`,
+    `predictions.json`, `validation.png` (prediction beside truth), `checkpoints/`, `model.keras`; and a SavedModel to
+    `EXPORT_FOLDER/NAME/VERSION/`. An earlier run in the same folder is moved aside, unless it is resumed.
+
+    Args:
+        config: see `mrcnn_tf.load_config`.
+        resume: go on from the newest checkpoint of the run folder; the result is that of an undisturbed run.
+        callbacks: more Keras callbacks.
+
+    Raises:
+        ConfigError: the config does not fit the data or the machine.
+        OSError, ValueError: data or model files that cannot be read or written.
+        NotFinite: a loss became NaN or infinite; the newest checkpoint is good.
+    """
+    settings, folder = config.train, config.run_folder
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+    if settings.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    strategy = make_strategy(settings.devices, settings.batch_size)
+    train_set, val_set = build_datasets(config)
+    if not resume:
+        move_aside(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(dump_config(config))
+
+    with strategy.scope():
+        model = build_model(config, train_set.class_names, train_set.category_ids)
+        initialise(model, config, train_set)
+        schedule = Schedule(
+            settings.learning_rate,
+            settings.schedule,
+            settings.steps,
+            settings.warmup_steps,
+            settings.warmup_factor,
+            tuple(settings.milestones),
+            settings.gamma,
+            settings.final,
+        )
+        optimizer = make_optimizer(
+            model,
+            name=settings.optimizer,
+            schedule=schedule,
+            weight_decay=settings.weight_decay,
+            momentum=settings.momentum,
+            decay_norms=settings.decay_norms,
+            decay_biases=settings.decay_biases,
+            ema=settings.ema,
+        )
+        # XLA would compile every image size anew, and has no kernel for NMS.
+        model.compile(optimizer=optimizer, jit_compile=False)
+        model.clip_norm = settings.clip_norm
+
+    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
+    start, best = checkpoints.restore(model) if resume else (0, None)
+    print(summary(config, model, train_set, val_set, strategy.num_replicas_in_sync, start), flush=True)
+
+    board = TensorBoard(folder / "tensorboard", start, settings.log_every) if settings.tensorboard else None
+    progress = Progress(
+        folder / "history.csv", start, settings.steps, settings.batch_size, settings.log_every, bar=True
+    )
+    validate = None
+    if val_set is not None and config.evaluation.every:
+        validate = Validate(
+            start,
+            config.evaluation.every,
+            settings.steps,
+            lambda: evaluate(config, model, val_set, subset=True).metrics,
+            "segm/AP",
+            best,
+            checkpoints,
+            progress,
+            board,
+        )
+    save = SaveAndStop(
+        start,
+        settings.checkpoint_every,
+        settings.steps,
+        checkpoints,
+        lambda: validate.best if validate else None,
+    )
+    guard = StopIfNotFinite(
+        start,
+        lambda step: step_image_ids(train_set, step, **order_of(config)),
+        f"Lower train.learning_rate or set train.clip_norm; --resume goes on from {checkpoints.folder}",
+    )
+    mine = [guard, progress, board, validate, save]
+    if start < settings.steps:
+        model.fit(
+            build_batches(config, train_set, start),
+            # One Keras epoch: a step count survives a resumption in the middle, an epoch count does not.
+            steps_per_epoch=settings.steps - start,
+            verbose=0,
+            callbacks=[c for c in mine if c is not None] + (callbacks or []),
+        )
+    if save.interrupted:
+        print(f"stopped after step {save.step}; go on with --resume")
+        return Run(folder, model, {}, None, finished=False)
+    return finish(config, model, val_set, folder, validate.history if validate else [], board)
+
+
+def finish(
+    config: Config,
+    model: MaskRCNN,
+    val_set: CocoDataset | None,
+    folder: Path,
+    history: list[dict[str, float]],
+    board: TensorBoard | None,
+) -> Run:
+    """What comes after the last step: averaged weights, metrics, pictures, files."""
+    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    if optimizer.use_ema:
+        optimizer.finalize_variable_values(model.trainable_weights)
+    save_aside(model, folder / "model.keras")
+    metrics: dict[str, Any] = {}
+    if val_set is not None:
+        evaluation = evaluate(config, model, val_set, pictures=config.evaluation.pictures)
+        metrics = evaluation.metrics
+        history = [*history, {"step": config.train.steps, **metrics}]
+        write_json(folder / "metrics.json", metrics)
+        write_json(folder / "predictions.json", evaluation.results)
+        sheet = draw_sheet(val_set, evaluation, config.evaluation.picture_score)
+        visualize.save(folder / "validation.png", sheet)
+        if board:
+            board.metrics(config.train.steps, {k: v for k, v in metrics.items() if isinstance(v, float)})
+            board.picture(config.train.steps, sheet)
+        print(format_table(metrics))
+        print(evaluation.speed_line())
+    visualize.plot_history(folder, history)
+    exported = None
+    if config.export.saved_model:
+        exported = export_saved_model(model, Path(config.export.folder) / config.name)
+    print(f"\nrun folder   {folder}\nmodel        {folder / 'model.keras'}")
+    if exported:
+        print(f"SavedModel   {exported}")
+    return Run(folder, model, metrics, exported, finished=True)
+
+
+def evaluate(
+    config: Config, model: MaskRCNN, dataset: CocoDataset, *, subset: bool = False, pictures: int = 0
+) -> EvaluationResult:
+    """`evaluate_model` with a config's settings."""
+    settings = config.evaluation
+    return evaluate_model(
+        model,
+        dataset,
+        batch_size=settings.batch_size,
+        first=settings.subset if subset else None,
+        max_detections=settings.max_detections,
+        pictures=pictures,
+    )
+
+
+def draw_sheet(dataset: CocoDataset, evaluation: EvaluationResult, score: float) -> np.ndarray:
+    """Prediction beside truth for the kept pictures."""
+    rows = []
+    for index, found in evaluation.pictures:
+        image, truth = dataset.image(index), dataset.instances(index)
+        names = [dataset.class_names[c - 1] for c in truth.classes]
+        rows.append((image, found.filter(score), truth, names, Path(dataset.path(index)).name))
+    return visualize.validation_sheet(rows)
+
+
+def initialise(model: MaskRCNN, config: Config, dataset: CocoDataset) -> None:
+    """Weights to start from: `init_from`'s, else the backbone's, else random ones."""
+    if config.init_from is not None:
+        source = load_model(config.init_from)
+        check_classes(source, dataset)
+        try:
+            model.set_weights(source.get_weights())
+        except ValueError as error:
+            raise ConfigError(
+                f"init_from: {config.init_from} has another architecture than the config's model "
+                f"({str(error).splitlines()[0]})"
+            ) from None
+    elif config.model.backbone.weights == "imagenet":
+        from mrcnn_tf.weights.imagenet import load_imagenet
+
+        load_imagenet(model.backbone)
+
+
+def make_strategy(devices: str | int, batch_size: int) -> tf.distribute.Strategy:
+    """One device, or several with the batch split over them.
+
+    Args:
+        devices: `"auto"`: all GPUs, else the CPU; or a number of GPUs, or of logical CPU devices where there is no GPU.
+        batch_size: of all devices together.
+
+    Raises:
+        ConfigError: there are not that many devices, or the batch cannot be split evenly.
+    """
+    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
+    kind = found[0].device_type
+    count = (len(found) if kind == "GPU" else 1) if devices == "auto" else int(devices)
+    if count > len(found):
+        raise ConfigError(f"train.devices: is {count}, but there are {len(found)} {kind} devices")
+    if batch_size % count:
+        raise ConfigError(
+            f"train.batch_size: is {batch_size}, not divisible by the {count} devices; "
+            f"take {math.ceil(batch_size / count) * count}"
+        )
+    if count == 1:
+        return tf.distribute.get_strategy()
+    return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(count)])
+
+
+def order_of(config: Config) -> dict[str, Any]:
+    """What decides which images a step has."""
+    return {
+        "batch_size": config.train.batch_size,
+        "canvas": config.data.canvas,
+        "aspect_grouping": config.data.aspect_grouping,
+        "seed": config.seed,
+    }
+
+
+def move_aside(folder: Path) -> None:
+    """Renames the folder of an earlier run, so that nothing of it is overwritten."""
+    if not folder.exists() or not any(folder.iterdir()):
+        return
+    number = 1
+    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
+        number += 1
+    os.rename(folder, aside)
+    print(f"the earlier run in {folder} is now in {aside}")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes a JSON file under another name first."""
+    aside = path.with_suffix(".partial")
+    aside.write_text(json.dumps(value, indent=1 if isinstance(value, dict) else None))
+    os.replace(aside, path)

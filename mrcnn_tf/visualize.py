@@ -1,0 +1,416 @@
+"""Pictures: instances drawn on images, and sheets that set predictions beside the truth. NumPy, OpenCV and Pillow."""
+
+from __future__ import annotations
+
+import colorsys
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import cv2
+import matplotlib
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageDraw, ImageFont
+from pycocotools import mask as coco_mask
+
+from mrcnn_tf.curves import plot_history, plot_losses, plot_metrics
+from mrcnn_tf.geometry.masks import crop_of_rle
+
+__all__ = [
+    "color",
+    "draw",
+    "plot_history",
+    "plot_losses",
+    "plot_metrics",
+    "save",
+    "sheet",
+    "validation_sheet",
+]
+
+Crop = tuple[NDArray[np.bool_], int, int]
+_CROWD = (150, 150, 150)
+
+
+def color(index: int) -> tuple[int, int, int]:
+    """The RGB colour of instance `index`: always the same, and far from those of the indices around it."""
+    # Steps of the golden angle never come close to a hue used just before; brightness tells later rounds
+    # apart.
+    hue = (0.58 + index * 0.381966) % 1.0
+    saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.95, 0.8))[index // 5 % 3]
+    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
+    return round(red * 255), round(green * 255), round(blue * 255)
+
+
+def draw(
+    image: NDArray[np.uint8],
+    instances: Any,
+    class_names: Sequence[str] | None = None,
+    *,
+    size: int | None = None,
+    alpha: float = 0.4,
+    boxes: bool = True,
+    labels: bool = True,
+) -> NDArray[np.uint8]:
+    """Draw instances on their image: filled and outlined masks, thin boxes, class names and scores.
+
+    Labels do not cover each other, nor a good part of another instance: where there is no room for name and
+    score, the score alone is written, and where there is none for that, nothing.
+
+    Args:
+        image: uint8 `[H, W, 3]`, RGB.
+        instances: a `Detections`, the `Instances` of a data set, or any object with `boxes` (`[N, 4]`,
+            `[y1, x1, y2, x2]` in pixels of the image) and, each if there is one: `class_names` (N), `scores`
+            (`[N]`), `crowd` (bool `[N]`), and masks as `crops(size=(height, width))` like that of
+            `Detections` or as `segmentations`: N times COCO polygons, a COCO RLE, `(crop, y0, x0)` with a
+            bool crop, or None.
+        class_names: N names, of the instances and not of the classes; default: those of `instances`.
+        size: length in pixels of the picture's longer side. Default: the image's own, at least 640, so that
+            text on small images can be read.
+        alpha: opacity of the masks' fill, 0..1.
+        boxes, labels: whether to draw them.
+
+    Returns:
+        uint8 `[H', W', 3]` RGB, the image's shape unless it was resized.
+
+    Raises:
+        ValueError: if the image is not uint8 RGB, or the names are not as many as the boxes.
+    """
+    if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
+        raise ValueError(
+            f"draw takes uint8 images of shape [H, W, 3], not {image.dtype} of {list(image.shape)}"
+        )
+    corners = np.asarray(instances.boxes, np.float64).reshape(-1, 4)
+    names = list(
+        class_names if class_names is not None else getattr(instances, "class_names", [""] * len(corners))
+    )
+    if len(names) != len(corners):
+        raise ValueError(f"draw needs one class name per box, but has {len(names)} for {len(corners)} boxes")
+    scores = getattr(instances, "scores", None)
+    crowd = np.asarray(getattr(instances, "crowd", np.zeros(len(corners))), bool)
+
+    scale = (size or max(640, *image.shape[:2])) / max(image.shape[:2])
+    height, width = (max(1, round(side * scale)) for side in image.shape[:2])
+    picture = image.copy()
+    if scale != 1:
+        picture = cv2.resize(
+            image, (width, height), interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA
+        )
+    corners = corners * np.tile([height / image.shape[0], width / image.shape[1]], 2)
+    crops = _crops(instances, image.shape[:2], (height, width), len(corners))
+    colors = [_CROWD if is_crowd else color(i) for i, is_crowd in enumerate(crowd)]
+    largest_first = np.argsort(-_areas(corners), kind="stable")
+
+    owner = np.zeros((height, width), np.int32)  # which instance is seen at a pixel, counted from 1
+    for i in largest_first:
+        if crops[i] is not None:
+            _fill(picture, owner, crops[i], colors[i], alpha / 2 if crowd[i] else alpha, int(i) + 1)
+    thickness = int(np.clip(round(max(height, width) / 700), 1, 3))
+    for i in largest_first:
+        if boxes:
+            _box(picture, corners[i], colors[i])
+        if crops[i] is not None:
+            _outline(picture, crops[i], colors[i], thickness)
+        else:
+            _own(owner, corners[i], int(i) + 1)
+    if labels:
+        order = largest_first if scores is None else np.argsort(-np.asarray(scores), kind="stable")
+        texts = [
+            _texts(f"{name} (crowd)" if is_crowd else name, None if scores is None else float(scores[i]))
+            for i, (name, is_crowd) in enumerate(zip(names, crowd, strict=True))
+        ]
+        picture = _write_labels(picture, owner, corners, colors, texts, order)
+    return picture
+
+
+def sheet(
+    rows: Sequence[Sequence[NDArray[np.uint8]]],
+    *,
+    headers: Sequence[str] = ("prediction", "truth"),
+    captions: Sequence[str] | None = None,
+    cell: int = 560,
+    rows_per_line: int | None = None,
+) -> NDArray[np.uint8]:
+    """Lay pictures out on a white sheet, the pictures of one row side by side under their headers.
+
+    Args:
+        rows: for each row its pictures, uint8 RGB of any size, as many as there are headers.
+        headers: what the columns are.
+        captions: one line of text under each row.
+        cell: the pictures' longer side in pixels; they are scaled to it.
+        rows_per_line: how many rows stand beside each other; default: 1 for up to three rows, 2 for more.
+
+    Returns:
+        The sheet, uint8 RGB.
+
+    Raises:
+        ValueError: if a row does not have one picture per header, or there is no row, or not one caption per
+            row.
+    """
+    if not rows or any(len(row) != len(headers) for row in rows):
+        raise ValueError(
+            f"a sheet needs at least one row, and {len(headers)} pictures in each: {', '.join(headers)}"
+        )
+    if captions is not None and len(captions) != len(rows):
+        raise ValueError(f"a sheet of {len(rows)} rows needs as many captions, not {len(captions)}")
+    beside = rows_per_line or (1 if len(rows) <= 3 else 2)
+    beside = min(beside, len(rows))
+    gap, font, small = 12, _font(18), _font(15)
+    pictures = [[_fit(picture, cell) for picture in row] for row in rows]
+    columns = len(headers)
+    # Every column is as wide as its widest picture, every line as high as its highest.
+    widths = [
+        max(row[c].shape[1] for row in pictures[b::beside]) for b in range(beside) for c in range(columns)
+    ]
+    lefts = np.cumsum([gap] + [w + gap * (3 if (k + 1) % columns == 0 else 1) for k, w in enumerate(widths)])
+    lines = [pictures[i : i + beside] for i in range(0, len(rows), beside)]
+    heights = [max(picture.shape[0] for row in line for picture in row) for line in lines]
+    below = 26 if captions is not None else 0
+    canvas = Image.new("RGB", (int(lefts[-1]) - 2 * gap, 40 + sum(h + below + gap for h in heights)), "white")
+    pen = ImageDraw.Draw(canvas)
+    for k, left in enumerate(lefts[:-1]):
+        pen.text((int(left), 10), headers[k % columns], fill="black", font=font)
+    top = 40
+    for number, (line, line_height) in enumerate(zip(lines, heights, strict=True)):
+        for b, row in enumerate(line):
+            for c, picture in enumerate(row):
+                canvas.paste(Image.fromarray(picture), (int(lefts[b * columns + c]), top))
+            if captions is not None:
+                at = (int(lefts[b * columns]), top + max(p.shape[0] for p in row) + 3)
+                pen.text(at, captions[number * beside + b], fill=(70, 70, 70), font=small)
+        top += line_height + below + gap
+    return np.asarray(canvas)
+
+
+def validation_sheet(
+    rows: Sequence[tuple[NDArray[np.uint8], Any, Any, Sequence[str], str]], *, cell: int = 560
+) -> NDArray[np.uint8]:
+    """A sheet with each image's prediction beside its truth.
+
+    Args:
+        rows: for each image `(image, detections, instances, names, title)`: the image, what was found, the
+            truth, the class name of each true instance, and what to call the image.
+        cell: longer side of each picture.
+
+    Returns:
+        The sheet, uint8 RGB.
+    """
+    pictures, captions = [], []
+    for image, found, truth, names, title in rows:
+        pictures.append((draw(image, found, size=cell), draw(image, truth, names, size=cell)))
+        captions.append(f"{title}: {len(found.boxes)} found, {len(truth.boxes)} in truth")
+    return sheet(pictures, captions=captions, cell=cell)
+
+
+def save(path: str | Path, picture: NDArray[np.uint8]) -> None:
+    """Write an RGB picture to a file, PNG or JPEG by its name; folders are made.
+
+    Raises:
+        ValueError: if OpenCV does not know the file name's ending.
+        OSError: if the file cannot be written.
+    """
+    path = Path(path)
+    options = [cv2.IMWRITE_JPEG_QUALITY, 92] if path.suffix.lower() in (".jpg", ".jpeg") else []
+    try:
+        done, code = cv2.imencode(path.suffix, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR), options)
+    except cv2.error:
+        done = False
+    if not done:
+        raise ValueError(f"{path}: pictures cannot be written as '{path.suffix}'; use .png or .jpg")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(code.tobytes())  # not cv2.imwrite, which is silent about a full disk
+
+
+def _areas(boxes: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.prod(np.maximum(boxes[:, 2:] - boxes[:, :2], 0), axis=1)
+
+
+def _crops(instances: Any, image_size: Sequence[int], size: tuple[int, int], count: int) -> list[Crop | None]:
+    """Every instance's pixels on the picture, None without a mask."""
+    if getattr(instances, "masks", None) is not None and hasattr(instances, "crops"):
+        return instances.crops(size=size)
+    segmentations = getattr(instances, "segmentations", None)
+    if segmentations is None:
+        return [None] * count
+    return [_crop(segmentation, image_size, size) for segmentation in segmentations]
+
+
+def _crop(segmentation: Any, image_size: Sequence[int], size: tuple[int, int]) -> Crop | None:
+    """A segmentation's pixels on a picture of `size` of its image."""
+    if segmentation is None or len(segmentation) == 0:
+        return None
+    scale = np.array(size) / image_size
+    if isinstance(segmentation, list):
+        polygons = [
+            np.asarray(p, np.float64).reshape(-1, 2) * scale[::-1] for p in segmentation if len(p) >= 6
+        ]
+        if not polygons:
+            return None
+        points = np.clip(np.concatenate(polygons), 0, size[::-1])
+        x0, y0 = (int(v) for v in np.floor(points.min(axis=0)))
+        width, height = (int(v) for v in np.ceil(points.max(axis=0)) - (x0, y0))
+        if height < 1 or width < 1:
+            return None
+        moved = [(polygon - (x0, y0)).reshape(-1).tolist() for polygon in polygons]
+        crop = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, height, width)))
+        return crop.astype(bool), y0, x0
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
+        x, y, w, h = (int(v) for v in coco_mask.toBbox(segmentation))
+        crop, top, left = crop_of_rle(segmentation, y, x, y + h, x + w), y, x
+    else:
+        crop, top, left = segmentation
+    # The picture's pixel centres that fall on a pixel of the crop.
+    rows, columns = (
+        np.arange(np.ceil(start * s - 0.5), np.ceil((start + n) * s - 0.5)).astype(int)
+        for start, n, s in zip((top, left), crop.shape, scale, strict=True)
+    )
+    if not len(rows) or not len(columns):
+        return None
+    at = np.ix_(
+        *(
+            ((v + 0.5) / s).astype(int) - o
+            for v, s, o in zip((rows, columns), scale, (top, left), strict=True)
+        )
+    )
+    return crop[at], int(rows[0]), int(columns[0])
+
+
+def _fill(picture, owner, crop: Crop, rgb: tuple[int, int, int], alpha: float, number: int) -> None:
+    pixels, y0, x0 = crop
+    window = np.s_[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]]
+    region = picture[window]
+    region[pixels] = (region[pixels] * (1 - alpha) + np.array(rgb) * alpha + 0.5).astype(np.uint8)
+    owner[window][pixels] = number
+
+
+def _outline(picture, crop: Crop, rgb: tuple[int, int, int], thickness: int) -> None:
+    pixels, y0, x0 = crop
+    contours, _ = cv2.findContours(
+        np.ascontiguousarray(pixels, np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x0, y0)
+    )
+    cv2.drawContours(picture, contours, -1, rgb, thickness, cv2.LINE_AA)
+
+
+def _pixels(box: NDArray[np.float64], owner: NDArray[np.int32]) -> tuple[int, int, int, int]:
+    """First and last row and column that a box touches on the picture, as y1, x1, y2, x2."""
+    height, width = owner.shape[:2]
+    y1, x1 = np.floor(box[:2])
+    y2, x2 = np.ceil(box[2:]) - 1
+    return tuple(int(v) for v in np.clip([y1, x1, y2, x2], 0, [height - 1, width - 1] * 2))
+
+
+def _box(picture: NDArray[np.uint8], box: NDArray[np.float64], rgb: tuple[int, int, int]) -> None:
+    """A line of one pixel, half transparent: it frames what the outline shows more exactly."""
+    y1, x1, y2, x2 = _pixels(box, picture)
+    for side in (
+        np.s_[y1, x1 : x2 + 1],
+        np.s_[y2, x1 : x2 + 1],
+        np.s_[y1 : y2 + 1, x1],
+        np.s_[y1 : y2 + 1, x2],
+    ):
+        picture[side] = (picture[side] * 0.35 + np.array(rgb) * 0.65 + 0.5).astype(np.uint8)
+
+
+def _own(owner: NDArray[np.int32], box: NDArray[np.float64], number: int) -> None:
+    y1, x1, y2, x2 = _pixels(box, owner)
+    owner[y1 : y2 + 1, x1 : x2 + 1] = number
+
+
+def _texts(name: str, score: float | None) -> list[str]:
+    """What to write, the longest first."""
+    texts = [name] if score is None else [f"{name} {score:.2f}", f"{score:.2f}"]
+    return [text.strip() for text in texts if text.strip()]
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(
+        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
+    )
+
+
+def _write_labels(
+    picture: NDArray[np.uint8],
+    owner: NDArray[np.int32],
+    boxes: NDArray[np.float64],
+    colors: list[tuple[int, int, int]],
+    texts: list[list[str]],
+    order: NDArray[np.int64],
+) -> NDArray[np.uint8]:
+    height, width = owner.shape
+    font = _font(int(np.clip(round(max(height, width) / 60), 11, 20)))
+    canvas = Image.fromarray(picture)
+    pen = ImageDraw.Draw(canvas, "RGBA")
+    seen = np.bincount(owner.reshape(-1), minlength=len(boxes) + 1)
+    taken = np.zeros((height, width), bool)
+    for i in order:
+        for text in texts[i]:
+            left, top, right, bottom = font.getbbox(text, anchor="ls")
+            ascent, descent = font.getmetrics()
+            w, h = right - left + 4, round((ascent + descent) * 0.95)
+            place = _place(_pixels(boxes[i], owner), w, h, owner, taken, seen, int(i) + 1)
+            if place is None:
+                continue
+            y, x = place
+            taken[y : y + h, x : x + w] = True
+            pen.rectangle((x, y, x + w - 1, y + h - 1), fill=(*colors[i], 215))
+            dark = np.dot(colors[i], (0.299, 0.587, 0.114)) < 125
+            pen.text(
+                (x + 2 - left, y + round(ascent * 0.95)),
+                text,
+                fill="white" if dark else "black",
+                font=font,
+                anchor="ls",
+            )
+            break
+    return np.asarray(canvas)
+
+
+def _place(
+    box: tuple[int, int, int, int],
+    w: int,
+    h: int,
+    owner: NDArray[np.int32],
+    taken: NDArray[np.bool_],
+    seen: NDArray[np.int64],
+    number: int,
+) -> tuple[int, int] | None:
+    """Row and column for a label at its box, None if it would hide another label or much of another instance."""
+    height, width = owner.shape
+    if w > width or h > height:
+        return None
+    y1, x1, y2, x2 = box
+    best, best_cost = None, 0.5
+    spots = (
+        (y1 - h, x1),
+        (y1, x1),
+        (y1 - h, x2 + 1 - w),
+        (y2 + 1, x1),
+        (y2 + 1, x2 + 1 - w),
+        (y2 + 1 - h, x1),
+        (y1, x2 + 1 - w),
+        ((y1 + y2 - h) // 2, (x1 + x2 - w) // 2),
+    )
+    for rank, (y, x) in enumerate(spots):
+        y, x = min(max(y, 0), height - h), min(max(x, 0), width - w)
+        if taken[y : y + h, x : x + w].any():
+            continue
+        hidden = np.bincount(owner[y : y + h, x : x + w].reshape(-1), minlength=len(seen)) / np.maximum(
+            seen, 1
+        )
+        hidden[[0, number]] = 0
+        cost = hidden.sum() + 0.02 * rank
+        if cost < best_cost:
+            best, best_cost = (y, x), cost
+    return best
+
+
+def _fit(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
+    scale = longest / max(picture.shape[:2])
+    if scale == 1:
+        return picture
+    size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
+    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)

@@ -1,8 +1,8 @@
 """Augmentation of one image and its instances, in NumPy, from a `numpy.random.Generator`.
 
-All geometry is a `View`: a window of the stored image, flips, and the size that the window is resized to. Boxes
-are clipped to the window and follow it; a mask is rasterised over what the window leaves of its box, straight
-from polygons or RLE, so that no image-sized mask is ever made and none is resampled twice.
+All geometry is a `View`: a window of the stored image, flips, and the size that the window is resized to.
+Boxes are clipped to the window and follow it; a mask is rasterised over what the window leaves of its box,
+straight from polygons or RLE, so that no image-sized mask is ever made and none is resampled twice.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from ..geometry.masks import rasterize
-from .coco import Instances
+from mrcnn_tf.data.coco import Instances
+from mrcnn_tf.geometry.masks import rasterize
 
-# After a crop, an instance is kept if each side of its box has this many pixels and this share of the box is left.
+# After a crop, an instance is kept if this many pixels of each side and this share of its box are left.
 MIN_SIDE = 2.0
 MIN_SHARE = 0.05
 
@@ -58,7 +58,7 @@ def whole_view(
     flip_x: bool = False,
     flip_y: bool = False,
 ) -> View:
-    """The whole image: shorter side `min_size`, longer at most `max_size`, and smaller if the canvas demands it."""
+    """The whole image at shorter side `min_size`, longer at most `max_size`, or as the canvas has room."""
     size = fit_size(height, width, min_size, max_size)
     if size[0] > canvas[0] or size[1] > canvas[1]:
         scale = min(canvas[0] / height, canvas[1] / width)
@@ -125,23 +125,17 @@ def view_instances(
 
     Returns:
         `gt_boxes` float32 `[M, 4]` in pixels of the resized window, `gt_classes` int32 `[M]` with -1 for
-        padding, `gt_crowd` and `gt_has_mask` bool `[M]`, `gt_masks` uint8 `[M, m, m]` of 0 and 1 over each box.
+        padding, `gt_crowd` and `gt_has_mask` bool `[M]`, `gt_masks` uint8 `[M, m, m]`, 0 or 1 over each box.
     """
     y1, x1, y2, x2 = view.window
     window = np.array([y1, x1, y1, x1], np.float32)
     clipped = np.clip(instances.boxes, window, np.array([y2, x2, y2, x2], np.float32))
     scale = np.array([view.size[0] / (y2 - y1), view.size[1] / (x2 - x1)] * 2, np.float32)
     boxes = (clipped - window) * scale
-    keep = np.flatnonzero(_visible(instances.boxes, clipped, scale)) if view.cropped else np.arange(len(boxes))
-    keep = _choose(keep, instances.crowd, max_instances, rng)
+    visible = _visible(instances.boxes, clipped, scale) if view.cropped else np.ones(len(boxes), bool)
+    keep = _choose(np.flatnonzero(visible), instances.crowd, max_instances, rng)
 
-    out = {
-        "gt_boxes": np.zeros((max_instances, 4), np.float32),
-        "gt_classes": np.full(max_instances, -1, np.int32),
-        "gt_crowd": np.zeros(max_instances, bool),
-        "gt_has_mask": np.zeros(max_instances, bool),
-        "gt_masks": np.zeros((max_instances, mask_size, mask_size), np.uint8),
-    }
+    out = no_instances(max_instances, mask_size)
     slot = 0
     for i in keep:
         if instances.has_mask[i]:
@@ -162,6 +156,17 @@ def view_instances(
     if view.flip_x:
         real[:, [1, 3]] = view.size[1] - real[:, [3, 1]]
     return out
+
+
+def no_instances(max_instances: int, mask_size: int) -> dict[str, np.ndarray]:
+    """All padding: what `view_instances` gives for an image without objects."""
+    return {
+        "gt_boxes": np.zeros((max_instances, 4), np.float32),
+        "gt_classes": np.full(max_instances, -1, np.int32),
+        "gt_crowd": np.zeros(max_instances, bool),
+        "gt_has_mask": np.zeros(max_instances, bool),
+        "gt_masks": np.zeros((max_instances, mask_size, mask_size), np.uint8),
+    }
 
 
 def _visible(boxes: NDArray, clipped: NDArray, scale: NDArray) -> NDArray[np.bool_]:

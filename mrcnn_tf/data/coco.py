@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from .images import read_image
-from .structure import parse_box, parse_segmentation, read_json, structure_problems
+from mrcnn_tf.data.images import read_image
+from mrcnn_tf.data.structure import parse_box, parse_segmentation, read_json, structure_problems
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ class CocoDataset:
             records = [record for record in records if rows[record["id"]]]
         records = _subset(records, fraction, first, seed)
         if not records:
-            raise ValueError(f"{self.name}: no image is left of {len(coco['images'])}; choose a larger subset")
+            raise ValueError(f"{self.name}: no image left of {len(coco['images'])}; choose a larger subset")
 
         self.image_ids: list[int] = [record["id"] for record in records]
         self._sizes = np.array([[record["height"], record["width"]] for record in records], np.int32)

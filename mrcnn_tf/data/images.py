@@ -41,7 +41,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
                 f"{size[0]} and {size[1]}; correct the annotation file or put the right image there"
             )
     if image is None:
-        raise ValueError(f"{path}: not a whole image that can be read ({len(data)} bytes); replace or remove it")
+        raise ValueError(f"{path}: not a whole, readable image ({len(data)} bytes); replace or remove it")
     if image.dtype == np.uint16:
         image = image * (255 / 4095 if image.max() < 4096 else 255 / 65535)
         image = np.floor(image + 0.5).astype(np.uint8)

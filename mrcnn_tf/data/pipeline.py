@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from ..layers.preprocess import resize
-from . import augment
-from .coco import CocoDataset
-from .sampling import index_batches
+from mrcnn_tf.data import augment
+from mrcnn_tf.data.coco import CocoDataset
+from mrcnn_tf.data.exit_guard import until_exit
+from mrcnn_tf.data.sampling import BatchOrder
+from mrcnn_tf.layers.preprocess import resize
 
 
 def training_batches(
@@ -59,10 +60,10 @@ def training_batches(
         prefetch: batches prepared ahead.
 
     Returns:
-        A dataset of dicts: `images` float32 `[B, H, W, 3]` RGB in [0, 255]; `image_sizes` float32 `[B, 2]`, the
-        valid height and width; `image_ids` int64 `[B]`; `gt_boxes` float32 `[B, M, 4]` in pixels of the canvas;
-        `gt_classes` int32 `[B, M]`, -1 for padding; `gt_crowd`, `gt_has_mask` bool `[B, M]`; `gt_masks` uint8
-        `[B, M, m, m]` of 0 and 1, each over its box. `[H, W]` is the canvas, or the canvas turned.
+        A dataset of dicts: `images` float32 `[B, H, W, 3]` RGB in [0, 255]; `image_sizes` float32 `[B, 2]`,
+        the valid height and width; `image_ids` int64 `[B]`; `gt_boxes` float32 `[B, M, 4]` in pixels of the
+        canvas; `gt_classes` int32 `[B, M]`, -1 for padding; `gt_crowd`, `gt_has_mask` bool `[B, M]`;
+        `gt_masks` uint8 `[B, M, m, m]`, 0 or 1 over each box. `[H, W]` is the canvas, or the canvas turned.
 
     Raises:
         ValueError: if an argument is out of its range. An image that cannot be read raises when its batch is
@@ -72,21 +73,21 @@ def training_batches(
     turned = _turned(dataset, canvas) if aspect_grouping else np.zeros(len(dataset), bool)
     canvases = (tuple(canvas), tuple(canvas[::-1]))
 
-    def items() -> Iterator[tuple[int, int, bool]]:
-        for batch in index_batches(turned, batch_size, seed=seed, start_step=start_step):
-            for index, epoch in batch:
-                yield index, epoch, turned[index]
+    order = BatchOrder(turned, batch_size, seed)
 
-    def load(index: np.int64, epoch: np.int64, turn: np.bool_) -> tuple[np.ndarray, ...]:
-        rng = np.random.default_rng([seed, int(epoch), int(index)])
+    def load(position: np.int64) -> tuple[np.ndarray, ...]:
+        step, slot = divmod(int(position), batch_size)
+        index, epoch = order.batch(step)[slot]
+        rng = np.random.default_rng([seed, epoch, index])
         height, width = dataset.size(index)
+        room = canvases[int(turned[index])]
         flips = {"flip_x": flip and rng.random() < 0.5, "flip_y": vertical_flip and rng.random() < 0.5}
-        room = canvases[int(turn)]
         if scale_jitter is not None:
             view = augment.jittered_view(rng, height, width, canvas=room, scale=scale_jitter, **flips)
         else:
             min_size = min_sizes[rng.integers(len(min_sizes))]
-            view = augment.whole_view(height, width, min_size=min_size, max_size=max_size, canvas=room, **flips)
+            limits = {"min_size": min_size, "max_size": max_size}
+            view = augment.whole_view(height, width, canvas=room, **limits, **flips)
         image = augment.view_image(view, dataset.image(index))
         if colour_jitter is not None:
             image = augment.colour_jitter(rng, image, colour_jitter)
@@ -99,33 +100,29 @@ def training_batches(
             max_instances=max_instances,
             rng=rng,
         )
-        return image, np.array(view.size, np.int32), *targets.values()
+        return _loaded(image, view.size, room, dataset.image_ids[index], targets)
 
-    shapes = {
-        "gt_boxes": (tf.float32, [max_instances, 4]),
-        "gt_classes": (tf.int32, [max_instances]),
-        "gt_crowd": (tf.bool, [max_instances]),
-        "gt_has_mask": (tf.bool, [max_instances]),
-        "gt_masks": (tf.uint8, [max_instances, mask_size, mask_size]),
-    }
+    def nothing(_: np.int64) -> tuple[np.ndarray, ...]:
+        return _loaded(np.zeros((1, 1, 3), np.uint8), (1, 1), (1, 1), 0, empty)
 
-    def sample(index: tf.Tensor, epoch: tf.Tensor, turn: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = [tf.uint8, tf.int32, *(dtype for dtype, _ in shapes.values())]
-        image, size, *targets = tf.numpy_function(load, [index, epoch, turn], types)
-        out = _on_canvas(image, size, tf.where(turn, canvases[1], canvases[0]))
-        if not turned.any() or canvas[0] == canvas[1]:
-            out["images"].set_shape([*canvas, 3])
-        out["image_ids"] = tf.gather(image_ids, index)
-        for (name, (_, shape)), value in zip(shapes.items(), targets, strict=True):
-            out[name] = tf.ensure_shape(value, shape)
+    empty = augment.no_instances(max_instances, mask_size)
+    load = until_exit(load, nothing)
+    one_canvas = not turned.any() or turned.all()
+
+    def sample(position: tf.Tensor) -> dict[str, tf.Tensor]:
+        types = [*_LOADED_TYPES, *(value.dtype for value in empty.values())]
+        image, size, room, image_id, *targets = tf.numpy_function(load, [position], types)
+        out = _on_canvas(image, size, room, image_id)
+        if one_canvas:
+            out["images"].set_shape([*canvases[int(turned[0])], 3])
+        for (name, value), target in zip(empty.items(), targets, strict=True):
+            out[name] = tf.ensure_shape(target, value.shape)
         return out
 
-    image_ids = tf.constant(dataset.image_ids, tf.int64)
-    spec = (tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.int64), tf.TensorSpec([], tf.bool))
-    batches = tf.data.Dataset.from_generator(items, output_signature=spec)
-    batches = batches.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
-    batches = batches.batch(batch_size, drop_remainder=True)
-    return batches.apply(tf.data.experimental.assert_cardinality(tf.data.INFINITE_CARDINALITY)).prefetch(prefetch)
+    # Positions in the endless sequence of images, not of batches, so that images are prepared in parallel.
+    positions = tf.data.Dataset.counter(start_step * batch_size)
+    batches = positions.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
+    return batches.batch(batch_size, drop_remainder=True).prefetch(prefetch)
 
 
 def evaluation_batches(
@@ -151,33 +148,32 @@ def evaluation_batches(
         num_parallel_calls, prefetch: as in `training_batches`.
 
     Returns:
-        A dataset of dicts: `images`, `image_sizes`, `image_ids` as in `training_batches`, and `original_sizes`
+        A dataset of dicts: `images`, `image_sizes`, `image_ids` as in `training_batches`, `original_sizes`
         int32 `[B, 2]`. The order is that of the data set, except as said above.
     """
     _check(dataset, batch_size, canvas or (multiple, multiple), (min_size,), max_size, None, None, 1)
     turned = _turned(dataset, canvas) if canvas else np.zeros(len(dataset), bool)
     order = np.argsort(turned, kind="stable")
     room = canvas or (2**30, 2**30)
-    image_ids = tf.constant(dataset.image_ids, tf.int64)
-    sizes = tf.constant(dataset.sizes)
 
-    def load(index: np.int64, turn: np.bool_) -> tuple[np.ndarray, np.ndarray]:
+    def load(index: np.int64) -> tuple[np.ndarray, ...]:
         image = dataset.image(index)
-        view = augment.whole_view(
-            *image.shape[:2], min_size=min_size, max_size=max_size, canvas=room[::-1] if turn else room
-        )
-        return image, np.array(view.size, np.int32)
+        space = room[::-1] if turned[index] else room
+        view = augment.whole_view(*image.shape[:2], min_size=min_size, max_size=max_size, canvas=space)
+        if not canvas:
+            space = tuple(-(-side // multiple) * multiple for side in view.size)
+        return _loaded(image, view.size, space, dataset.image_ids[index], {"": dataset.sizes[index]})
 
-    def sample(index: tf.Tensor, turn: tf.Tensor) -> dict[str, tf.Tensor]:
-        image, size = tf.numpy_function(load, [index, turn], [tf.uint8, tf.int32])
-        if canvas:
-            space = tf.where(turn, tuple(canvas[::-1]), tuple(canvas))
-        else:
-            space = -(-size // multiple) * multiple
-        out = _on_canvas(image, size, space)
-        return {**out, "image_ids": image_ids[index], "original_sizes": sizes[index]}
+    def nothing(index: np.int64) -> tuple[np.ndarray, ...]:
+        return _loaded(np.zeros((1, 1, 3), np.uint8), (1, 1), (1, 1), 0, {"": dataset.sizes[index]})
 
-    batches = tf.data.Dataset.from_tensor_slices((order, turned[order]))
+    load = until_exit(load, nothing)
+
+    def sample(index: tf.Tensor) -> dict[str, tf.Tensor]:
+        *loaded, original = tf.numpy_function(load, [index], [*_LOADED_TYPES, tf.int32])
+        return {**_on_canvas(*loaded), "original_sizes": tf.ensure_shape(original, [2])}
+
+    batches = tf.data.Dataset.from_tensor_slices(order)
     batches = batches.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
     first, second = int((~turned).sum()), int(turned.sum())
     if canvas and first and second:
@@ -200,8 +196,7 @@ def step_image_ids(
 ) -> list[int]:
     """Ids of the images that `training_batches` with these arguments has in a step, counted from 0."""
     turned = _turned(dataset, canvas) if aspect_grouping else np.zeros(len(dataset), bool)
-    batch = next(index_batches(turned, batch_size, seed=seed, start_step=step))
-    return [int(dataset.image_ids[index]) for index, _ in batch]
+    return [int(dataset.image_ids[index]) for index, _ in BatchOrder(turned, batch_size, seed).batch(step)]
 
 
 def left_out(dataset: CocoDataset, max_instances: int) -> tuple[int, int]:
@@ -220,14 +215,30 @@ def explain(error: tf.errors.OpError) -> str:
     return lines[0] if lines else str(error)
 
 
-def _on_canvas(image: tf.Tensor, size: tf.Tensor, canvas: tf.Tensor) -> dict[str, tf.Tensor]:
+_LOADED_TYPES = (tf.uint8, tf.int32, tf.int32, tf.int64)
+
+
+def _loaded(
+    image: np.ndarray, size: Sequence[int], canvas: Sequence[int], image_id: int, rest: dict[str, np.ndarray]
+) -> tuple[np.ndarray, ...]:
+    """What leaves Python for one image, in the order of `_LOADED_TYPES` and then of the dict."""
+    return image, np.array(size, np.int32), np.array(canvas, np.int32), np.int64(image_id), *rest.values()
+
+
+def _on_canvas(
+    image: tf.Tensor, size: tf.Tensor, canvas: tf.Tensor, image_id: tf.Tensor
+) -> dict[str, tf.Tensor]:
     """Resize to `size` and pad with zeros to `canvas`."""
     image = tf.ensure_shape(image, [None, None, 3])
-    size = tf.ensure_shape(size, [2])
+    size, canvas = tf.ensure_shape(size, [2]), tf.ensure_shape(canvas, [2])
     image = resize(image, size)
     rest = canvas - size
     image = tf.pad(image, [[0, rest[0]], [0, rest[1]], [0, 0]])
-    return {"images": image, "image_sizes": tf.cast(size, tf.float32)}
+    return {
+        "images": image,
+        "image_sizes": tf.cast(size, tf.float32),
+        "image_ids": tf.ensure_shape(image_id, []),
+    }
 
 
 def _turned(dataset: CocoDataset, canvas: tuple[int, int]) -> np.ndarray:
@@ -266,7 +277,7 @@ def _check(
         raise ValueError(f"min_sizes must hold at least one length in pixels, not {min_sizes!r}")
     if scale_jitter is not None and not (len(scale_jitter) == 2 and 0 < scale_jitter[0] <= scale_jitter[1]):
         raise ValueError(f"scale_jitter must be two factors, 0 < low <= high, not {scale_jitter!r}")
-    if colour_jitter is not None and not (len(colour_jitter) == 4 and all(0 <= s <= 1 for s in colour_jitter)):
+    if colour_jitter is not None and (len(colour_jitter) != 4 or not all(0 <= s <= 1 for s in colour_jitter)):
         raise ValueError(
             "colour_jitter must be four strengths in [0, 1] (brightness, contrast, saturation, hue), "
             f"not {colour_jitter!r}"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from threading import Lock
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -13,53 +13,59 @@ def epoch_order(num_images: int, seed: int, epoch: int) -> NDArray[np.int64]:
     return np.random.default_rng([seed, epoch]).permutation(num_images)
 
 
-def index_batches(
-    groups: ArrayLike, batch_size: int, *, seed: int, start_step: int = 0
-) -> Iterator[list[tuple[int, int]]]:
-    """Endless batches in which all images are of one group, each image once an epoch.
+class BatchOrder:
+    """Endless batches of image indices in which all images are of one group, each image once an epoch.
 
-    Images queue up in their group in the epoch's order, and a batch leaves as soon as a queue is full; what is
-    left of an epoch waits for the next, so nothing is dropped or repeated to fill a batch.
+    Images queue up in their group in the epoch's order, and a batch leaves as soon as a queue is full; what
+    is left of an epoch waits for the next, so nothing is dropped, or repeated to fill a batch.
 
     Args:
-        groups: int `[num_images]`, the group of every image; all equal for no grouping.
+        groups: int or bool `[num_images]`, the group of every image; all equal for no grouping.
         batch_size: images a batch.
         seed: of the order.
-        start_step: number of batches to skip. Costs no more than two epochs' indices, however large it is.
-
-    Yields:
-        `batch_size` pairs of image index and epoch.
     """
-    groups = np.asarray(groups)
-    count = len(groups)
-    sizes = {int(g): int((groups == g).sum()) for g in np.unique(groups)}
 
-    def batches_before(epoch: int) -> int:
-        return sum(epoch * size // batch_size for size in sizes.values())
+    def __init__(self, groups: ArrayLike, batch_size: int, seed: int):
+        self._groups = np.asarray(groups)
+        self._sizes = {g: int(n) for g, n in zip(*np.unique(self._groups, return_counts=True), strict=True)}
+        self._batch_size, self._seed = batch_size, seed
+        self._epoch, self._batches = -1, []  # the epoch that was asked for last
+        self._lock = Lock()
 
-    epoch = start_step * batch_size // count
-    while batches_before(epoch) > start_step:
-        epoch -= 1
-    # What waits in each queue when the epoch begins came in during the epochs before.
-    queues: dict[int, list[tuple[int, int]]] = {}
-    for group, size in sizes.items():
-        waiting = epoch * size % batch_size
-        queue: list[tuple[int, int]] = []
-        earlier = epoch
-        while len(queue) < waiting:
-            earlier -= 1
-            order = epoch_order(count, seed, earlier)
-            queue = [(int(i), earlier) for i in order[groups[order] == group]] + queue
-        queues[group] = queue[len(queue) - waiting :]
-    skip = start_step - batches_before(epoch)
-    while True:
-        for i in epoch_order(count, seed, epoch):
-            queue = queues[int(groups[i])]
+    def batch(self, step: int) -> list[tuple[int, int]]:
+        """`batch_size` pairs of image index and epoch, as quickly for a late step as for an early one."""
+        epoch = step * self._batch_size // len(self._groups)
+        while self._before(epoch) > step:
+            epoch -= 1
+        while self._before(epoch + 1) <= step:
+            epoch += 1
+        with self._lock:
+            if epoch != self._epoch:
+                self._epoch, self._batches = epoch, self._completed_in(epoch)
+            return self._batches[step - self._before(epoch)]
+
+    def _before(self, epoch: int) -> int:
+        """Number of batches that are complete when an epoch begins."""
+        return sum(epoch * size // self._batch_size for size in self._sizes.values())
+
+    def _completed_in(self, epoch: int) -> list[list[tuple[int, int]]]:
+        """The batches whose last image comes in an epoch."""
+        queues = {group: self._waiting(group, epoch) for group in self._sizes}
+        batches = []
+        for i in epoch_order(len(self._groups), self._seed, epoch):
+            queue = queues[self._groups[i]]
             queue.append((int(i), epoch))
-            if len(queue) == batch_size:
-                if skip:
-                    skip -= 1
-                else:
-                    yield list(queue)
+            if len(queue) == self._batch_size:
+                batches.append(list(queue))
                 queue.clear()
-        epoch += 1
+        return batches
+
+    def _waiting(self, group: int, epoch: int) -> list[tuple[int, int]]:
+        """What is in a group's queue when an epoch begins: the last images of the epochs before."""
+        count = epoch * self._sizes[group] % self._batch_size
+        queue: list[tuple[int, int]] = []
+        while len(queue) < count:
+            epoch -= 1
+            order = epoch_order(len(self._groups), self._seed, epoch)
+            queue = [(int(i), epoch) for i in order[self._groups[order] == group]] + queue
+        return queue[len(queue) - count :]

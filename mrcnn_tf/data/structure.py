@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as coco_mask
 
-from ..geometry.masks import rle_counts
+from mrcnn_tf.geometry.masks import rle_counts
 
 
 @dataclass(frozen=True)
@@ -81,21 +81,25 @@ def structure_problems(coco: dict[str, Any]) -> Iterator[Problem]:
     for image in coco["images"]:
         name, key = str(image.get("file_name", "")), image.get("id")
         if not isinstance(key, int) or not name:
-            yield Problem("error", "image record", "an image needs an integer 'id' and a 'file_name'", name, key)
+            message = "an image needs an integer 'id' and a 'file_name'"
+            yield Problem("error", "image record", message, name, key)
         elif key in images:
-            other = images[key].get("file_name")
-            yield Problem("error", "duplicate image id", f"{other} has the same id; make ids unique", name, key)
+            message = f"{images[key].get('file_name')} has the same id; make ids unique"
+            yield Problem("error", "duplicate image id", message, name, key)
         elif not all(isinstance(image.get(side), int) and image[side] > 0 for side in ("height", "width")):
-            yield Problem("error", "image record", "'height' and 'width' must be positive integers", name, key)
+            message = "'height' and 'width' must be positive integers"
+            yield Problem("error", "image record", message, name, key)
         if isinstance(key, int):
             images.setdefault(key, image)
     categories: set[int] = set()
     for category in coco["categories"]:
         key, name = category.get("id"), category.get("name")
         if not isinstance(key, int) or not isinstance(name, str) or not name:
-            yield Problem("error", "category record", f"a category needs an integer 'id' and a 'name': {category}")
+            message = f"a category needs an integer 'id' and a 'name': {category}"
+            yield Problem("error", "category record", message)
         elif key in categories:
-            yield Problem("error", "duplicate category id", f"category id {key} occurs twice; make ids unique")
+            message = f"category id {key} occurs twice; make ids unique"
+            yield Problem("error", "duplicate category id", message)
         else:
             categories.add(key)
     seen: set[Any] = set()
@@ -119,8 +123,8 @@ def structure_problems(coco: dict[str, Any]) -> Iterator[Problem]:
             message = f"category {row.get('category_id')!r} is not among the file's categories; add it there"
             yield Problem("error", "unknown category", message, **where)
         try:
-            segmentation = parse_segmentation(row.get("segmentation"), image.get("height"), image.get("width"))
-            parse_box(row, segmentation)
+            size = image.get("height"), image.get("width")
+            parse_box(row, parse_segmentation(row.get("segmentation"), *size))
         except ValueError as error:
             yield Problem("error", "annotation record", str(error), **where)
 
@@ -133,8 +137,8 @@ def parse_segmentation(raw: Any, height: int, width: int) -> list[np.ndarray] | 
         height, width: size of the image.
 
     Returns:
-        Polygons as float32 arrays `[x, y, x, y, ...]` of three points or more; a compressed RLE; or None where
-        there is no mask at all.
+        Polygons as float32 arrays `[x, y, x, y, ...]` of three points or more; a compressed RLE; or None
+        where there is no mask at all.
 
     Raises:
         ValueError: if it is none of these, or the RLE's size is not the image's.
@@ -165,7 +169,9 @@ def parse_segmentation(raw: Any, height: int, width: int) -> list[np.ndarray] | 
     return polygons or None
 
 
-def parse_box(row: dict[str, Any], segmentation: list[np.ndarray] | dict[str, Any] | None) -> tuple[float, ...]:
+def parse_box(
+    row: dict[str, Any], segmentation: list[np.ndarray] | dict[str, Any] | None
+) -> tuple[float, ...]:
     """The annotation's box as `(y1, x1, y2, x2)`; that of the segmentation where the annotation has none.
 
     Raises:

@@ -75,7 +75,9 @@ def evaluate_coco(
     names = _class_names(truth["categories"])
     instances = Counter(a["category_id"] for a in truth["annotations"] if not a.get("iscrowd"))
     metrics: dict[str, Any] = {}
-    per_class = {name: {"instances": instances[category]} for category, name in names.items()}
+    per_class: dict[str, dict[str, float]] = {
+        name: {"instances": instances[category]} for category, name in names.items()
+    }
     for iou_type in _measurable(iou_types, truth, entries, results_name):
         evaluation = _accumulate(truth, entries, iou_type, limits)
         for key, value in _summary(evaluation, limits).items():

@@ -47,14 +47,14 @@ class ProposalRecall:
             scores: `[N]`, to sort the proposals by.
             crowd: bool `[M]`; crowd regions need not be found.
         """
-        proposals = np.asarray(proposals, np.float32).reshape(-1, 4)
-        boxes = np.asarray(boxes, np.float32).reshape(-1, 4)
+        found = np.asarray(proposals, np.float32).reshape(-1, 4)
+        wanted = np.asarray(boxes, np.float32).reshape(-1, 4)
         if scores is not None:
-            proposals = proposals[np.argsort(-np.asarray(scores).reshape(-1), kind="stable")]
-        proposals = proposals[(proposals[:, 2] > proposals[:, 0]) & (proposals[:, 3] > proposals[:, 1])]
+            found = found[np.argsort(-np.asarray(scores).reshape(-1), kind="stable")]
+        found = found[(found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])]
         if crowd is not None:
-            boxes = boxes[~np.asarray(crowd, bool).reshape(-1)]
-        iou = _pairwise_iou(proposals[: max(self._overlaps)], boxes)
+            wanted = wanted[~np.asarray(crowd, bool).reshape(-1)]
+        iou = _pairwise_iou(found[: max(self._overlaps)], wanted)
         for limit, overlaps in self._overlaps.items():
             overlaps.append(_assign(iou[:limit]))
 

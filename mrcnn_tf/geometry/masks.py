@@ -166,12 +166,11 @@ def to_polygons(crop: NDArray[np.bool_], y0: int, x0: int) -> list[list[float]]:
     filling (as in pycocotools) takes out again: `pycocotools` rasterises the polygons to exactly the same
     pixels. An empty crop gives `[]`.
     """
-    crop = np.ascontiguousarray(crop, np.uint8)
     if not crop.any():
         return []
     # OpenCV walks along pixel centres. On the doubled mask, index 2a (a run's first pixel) or 2b - 1 (its
     # last) tells which edge of the pixel is meant: (k + 1) // 2 gives a and b.
-    doubled = np.repeat(np.repeat(crop, 2, axis=0), 2, axis=1)
+    doubled = np.repeat(np.repeat(crop.astype(np.uint8), 2, axis=0), 2, axis=1)
     contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
     outlines = [_corners((contour[:, 0] + 1) // 2) + (x0, y0) for contour in contours]
     parents = hierarchy[0, :, 3]
@@ -184,7 +183,7 @@ def to_polygons(crop: NDArray[np.bool_], y0: int, x0: int) -> list[list[float]]:
     return polygons
 
 
-def _corners(points: NDArray[np.int32]) -> NDArray[np.int32]:
+def _corners(points: NDArray[Any]) -> NDArray[Any]:
     """Keep the points of a closed axis-parallel walk at which it turns."""
     points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
     come, go = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points

@@ -132,7 +132,7 @@ def _match(
     low: float,
     allow_low_quality: bool,
 ) -> tf.Tensor:
-    """One pass over the boxes; `row(g)` is the overlap `[B, A]` of box g of every image, `shape` is `[B, A]`."""
+    """One pass over the boxes; `row(g)` is the overlap of box g of every image; both have `shape` [B, A]."""
     if low > high:
         raise ValueError(f"matching needs low <= high, not low={low} and high={high}")
 

@@ -69,7 +69,8 @@ class Detections:
 
     def select(self, indices: ArrayLike) -> Detections:
         """The detections of these indices (or of a bool mask `[N]`), in this order."""
-        keep = np.arange(len(self))[np.asarray(indices)].reshape(-1)
+        indices = np.asarray(indices)
+        keep = np.arange(len(self))[indices if indices.size else indices.astype(int)].reshape(-1)
         return replace(
             self,
             boxes=self.boxes[keep],

@@ -8,6 +8,7 @@ fetches the cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import tensorflow as tf
 
@@ -83,7 +84,9 @@ def roi_align(
     if backend not in BACKENDS:
         raise ValueError(f"unknown RoIAlign backend {backend!r}: choose one of {', '.join(BACKENDS)}")
     if len(feature_maps) != len(strides):
-        raise ValueError(f"RoIAlign needs one stride for each map, not {len(strides)} for {len(feature_maps)}")
+        raise ValueError(
+            f"RoIAlign needs one stride for each map, not {len(strides)} for {len(feature_maps)}"
+        )
     if backend == "auto":
         backend = "crop" if tf.config.list_logical_devices("GPU") else "sparse"
     boxes = tf.stop_gradient(tf.cast(boxes, tf.float32))
@@ -134,11 +137,12 @@ def _cells(
         int32 and float32 `[..., points, 2]`; the weights are zero for a sample out of reach.
     """
     cell, start, step = _grid(low, high, stride, points, aligned)
-    at = start[..., None] + step[..., None] * tf.range(points, dtype=tf.float32)
+    # expand_dims, not [..., None], which LiteRT does not know.
+    at = tf.expand_dims(start, -1) + tf.expand_dims(step, -1) * tf.range(points, dtype=tf.float32)
     before = tf.floor(at)
     share = at - before
-    before = tf.cast(before + cell[..., None], tf.int32)
-    size = tf.convert_to_tensor(size)[..., None]
+    before = tf.cast(before + tf.expand_dims(cell, -1), tf.int32)
+    size = tf.expand_dims(size, -1)
     outside = (before < -1) | (before > size) | ((before == size) & (share > 0.0))
     share = tf.where((before < 0) | (before >= size - 1), 0.0, share)
     inside = tf.where(outside, 0.0, 1.0)
@@ -147,55 +151,7 @@ def _cells(
     return tf.stack([before, after], -1), tf.stack([(1.0 - share) * inside, share * inside], -1)
 
 
-# --- level by level: crop and sparse ---------------------------------------------------------------------
-
-
-def _members(boxes: tf.Tensor, strides: Sequence[int]) -> list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]]:
-    """For each level: which of the batch's `B * N` boxes are its own, those boxes, and their images."""
-    batch, count = tf.unstack(tf.shape(boxes)[:2])
-    image = tf.repeat(tf.range(batch), count)
-    level = tf.reshape(assign_levels(boxes, strides), [-1])
-    boxes = tf.reshape(boxes, [-1, 4])
-    own = [tf.cast(tf.where(level == index)[:, 0], tf.int32) for index in range(len(strides))]
-    return [(index, tf.gather(boxes, index), tf.gather(image, index)) for index in own]
-
-
-def _weights(
-    boxes: tf.Tensor,
-    image: tf.Tensor,
-    feature_map: tf.Tensor,
-    stride: int,
-    output_size: int,
-    sampling_ratio: int,
-    aligned: bool,
-) -> tf.Tensor:
-    """RoIAlign of one level as a sparse matrix: a row for each bin of each box, a column for each cell.
-
-    Args:
-        boxes, image: `[n, 4]` in pixels and `[n]`.
-        feature_map: `[B, H, W, C]`; only its shape matters.
-        stride, output_size, sampling_ratio, aligned: those of `roi_align`.
-
-    Returns:
-        a CSR matrix `[n * output_size^2, B * H * W]` (a variant tensor for `tf.raw_ops.SparseMatrix*`).
-    """
-    count = tf.shape(boxes)[0]
-    batch, height, width = tf.unstack(tf.shape(feature_map)[:3])
-    points, pairs = output_size * sampling_ratio, 2 * sampling_ratio
-    y, wy = _cells(boxes[:, 0], boxes[:, 2], float(stride), height, points, aligned)
-    x, wx = _cells(boxes[:, 1], boxes[:, 3], float(stride), width, points, aligned)
-    # Box, bin's row, bin's column, then the cells that the bin takes part of.
-    along_y, along_x = [count, output_size, 1, pairs, 1], [count, 1, output_size, 1, pairs]
-    y = (y + image[:, None, None] * height) * width
-    column = tf.reshape(y, along_y) + tf.reshape(x, along_x)
-    value = tf.reshape(wy / float(sampling_ratio**2), along_y) * tf.reshape(wx, along_x)
-    rows = count * output_size**2
-    row = tf.repeat(tf.range(rows), pairs**2)
-    return tf.raw_ops.SparseTensorToCSRSparseMatrix(
-        indices=tf.cast(tf.stack([row, tf.reshape(column, [-1])], -1), tf.int64),
-        values=tf.reshape(value, [-1]),
-        dense_shape=tf.cast(tf.stack([rows, batch * height * width]), tf.int64),
-    )
+# --- level by level: sparse and crop ---------------------------------------------------------------------
 
 
 def _sparse(
@@ -207,22 +163,16 @@ def _sparse(
     aligned: bool,
 ) -> tf.Tensor:
     """One product of a sparse matrix and a map's cells for each level."""
-    members = _members(boxes, strides)
-    channels = feature_maps[0].shape[-1]
-    matrices = [
-        _weights(own, image, feature_map, stride, output_size, sampling_ratio, aligned)
-        for feature_map, (_, own, image), stride in zip(feature_maps, members, strides, strict=True)
-    ]
 
-    def forward(*maps: tf.Tensor) -> tf.Tensor:
-        pooled = [
-            tf.raw_ops.SparseMatrixMatMul(a=matrix, b=tf.reshape(cells, [-1, channels]))
-            for matrix, cells in zip(matrices, maps, strict=True)
-        ]
-        pooled = [tf.reshape(p, [-1, output_size, output_size, channels]) for p in pooled]
-        return tf.dynamic_stitch([index for index, _, _ in members], pooled)
+    def weights(feature_map: tf.Tensor, stride: int, boxes: tf.Tensor, image: tf.Tensor) -> _Weights:
+        return _weights(feature_map, stride, boxes, image, output_size, sampling_ratio, aligned)
 
-    return _with_sparse_gradient(forward, lambda: matrices, members, feature_maps)
+    def pool(feature_map: tf.Tensor, stride: int, boxes: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        cells = tf.reshape(feature_map, [-1, feature_map.shape[-1]])
+        pooled = _multiply(weights(feature_map, stride, boxes, image), cells)
+        return tf.reshape(pooled, [-1, output_size, output_size, cells.shape[-1]])
+
+    return _by_level(pool, weights, [tf.cast(f, tf.float32) for f in feature_maps], boxes, strides)
 
 
 def _crop(
@@ -234,72 +184,139 @@ def _crop(
     aligned: bool,
 ) -> tf.Tensor:
     """One crop of all images' boxes for each level."""
-    members = _members(boxes, strides)
     points = output_size * sampling_ratio
 
-    def forward(*maps: tf.Tensor) -> tf.Tensor:
-        pooled = []
-        for feature_map, (_, own, image), stride in zip(maps, members, strides, strict=True):
-            # crop_and_resize is zero outside the centres of the border's cells. With the border doubled it is
-            # zero just where RoIAlign is.
-            padded = tf.pad(feature_map, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
-            ends = []
-            for axis in (0, 1):
-                cell, start, step = _grid(own[:, axis], own[:, axis + 2], float(stride), points, aligned)
-                first = start + cell + 1.0
-                ends.append(tf.stack([first, first + step * (points - 1)], -1))
-            last = tf.cast(tf.shape(padded)[1:3] - 1, tf.float32)
-            window = tf.reshape(tf.stack(ends, -1) / last, [-1, 4])
-            crops = tf.image.crop_and_resize(padded, window, image, [points, points])
-            if sampling_ratio > 1:
-                crops = tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
-            pooled.append(crops)
-        return tf.dynamic_stitch([index for index, _, _ in members], pooled)
+    def pool(feature_map: tf.Tensor, stride: int, boxes: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        # crop_and_resize is zero outside the centres of the border's cells. With the border doubled, it is
+        # zero just where RoIAlign is.
+        padded = tf.pad(feature_map, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
+        ends = []
+        for low, high in ((0, 2), (1, 3)):
+            cell, start, step = _grid(boxes[:, low], boxes[:, high], float(stride), points, aligned)
+            first = start + cell + 1.0
+            ends.append(tf.stack([first, first + step * (points - 1)], -1))
+        last = tf.cast(tf.shape(padded)[1:3] - 1, tf.float32)
+        window = tf.reshape(tf.stack(ends, -1) / last, [-1, 4])
+        crops = tf.image.crop_and_resize(padded, window, image, [points, points])
+        if sampling_ratio == 1:
+            return crops
+        return tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
 
-    def matrices() -> list[tf.Tensor]:
-        return [
-            _weights(own, image, feature_map, stride, output_size, sampling_ratio, aligned)
-            for feature_map, (_, own, image), stride in zip(feature_maps, members, strides, strict=True)
-        ]
+    def weights(feature_map: tf.Tensor, stride: int, boxes: tf.Tensor, image: tf.Tensor) -> _Weights:
+        return _weights(feature_map, stride, boxes, image, output_size, sampling_ratio, aligned)
 
-    if tf.config.list_logical_devices("GPU"):
-        return forward(*(_crop_dtype(f) for f in feature_maps))
-    # On a CPU the gradient of crop_and_resize loses updates: its threads add to the same cells without a
-    # lock.
-    return _with_sparse_gradient(forward, matrices, members, feature_maps)
+    # crop_and_resize takes float16 but not bfloat16.
+    maps = [f if f.dtype == tf.float16 else tf.cast(f, tf.float32) for f in feature_maps]
+    # On a CPU its gradient loses updates: the threads add to the same cells without a lock.
+    own_gradient = bool(tf.config.list_logical_devices("GPU"))
+    return _by_level(pool, None if own_gradient else weights, maps, boxes, strides)
 
 
-def _crop_dtype(feature_map: tf.Tensor) -> tf.Tensor:
-    """The map in a dtype that crop_and_resize takes; it computes in float32 anyway."""
-    return feature_map if feature_map.dtype == tf.float16 else tf.cast(feature_map, tf.float32)
-
-
-def _with_sparse_gradient(
-    forward: Callable[..., tf.Tensor],
-    matrices: Callable[[], list[tf.Tensor]],
-    members: list[tuple[tf.Tensor, tf.Tensor, tf.Tensor]],
+def _by_level(
+    pool: Callable[..., tf.Tensor],
+    weights: Callable[..., _Weights] | None,
     feature_maps: list[tf.Tensor],
+    boxes: tf.Tensor,
+    strides: Sequence[int],
 ) -> tf.Tensor:
-    """`forward` of the maps in float32, with the transposed matrices as its gradient.
+    """Pools every level's boxes from its map and puts them back in order.
 
-    Every cell's gradient is one row of a product, summed by one thread in a fixed order.
+    Args:
+        pool: `(feature_map, stride, boxes [n, 4], image [n])` -> float32 `[n, S, S, C]`.
+        weights: the same arguments -> the matrix that `pool` stands for. Its transpose becomes the gradient:
+            every cell's is one row of a product, summed by one thread in a fixed order. None: the gradient is
+            left to TensorFlow.
+        feature_maps: `[B, H_l, W_l, C]`.
+        boxes: `[B, N, 4]`.
+        strides: one a level.
+
+    Returns:
+        float32 `[B * N, S, S, C]`.
     """
-    channels = feature_maps[0].shape[-1]
+    batch, count = tf.unstack(tf.shape(boxes)[:2])
+    all_images = tf.repeat(tf.range(batch), count)
+    all_levels = tf.reshape(assign_levels(boxes, strides), [-1])
+    boxes = tf.reshape(boxes, [-1, 4])
 
-    @tf.custom_gradient
-    def pool(*maps: tf.Tensor):
-        def gradient(upstream: tf.Tensor) -> list[tf.Tensor]:
+    def members(boxes: tf.Tensor, images: tf.Tensor, levels: tf.Tensor) -> list[tuple[tf.Tensor, ...]]:
+        own = [tf.cast(tf.where(levels == level)[:, 0], tf.int32) for level in range(len(strides))]
+        return [(index, tf.gather(boxes, index), tf.gather(images, index)) for index in own]
+
+    def run(boxes: tf.Tensor, images: tf.Tensor, levels: tf.Tensor, *maps: tf.Tensor):
+        own = members(boxes, images, levels)
+        pooled = [pool(f, stride, *place) for f, stride, (_, *place) in zip(maps, strides, own, strict=True)]
+
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
             out = []
-            for matrix, (index, _, _), cells in zip(matrices(), members, maps, strict=True):
-                transposed = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
-                bins = tf.reshape(tf.gather(upstream, index), [-1, channels])
-                product = tf.raw_ops.SparseMatrixMatMul(a=transposed, b=bins)
-                out.append(tf.reshape(product, tf.shape(cells)))
-            return out
+            # SavedModel keeps gradients, too, and they may use nothing but arguments. In one graph TensorFlow
+            # sees that these members and weights are those of the forward pass.
+            for f, stride, (index, *place) in zip(maps, strides, members(boxes, images, levels), strict=True):
+                bins = tf.reshape(tf.gather(upstream, index), [-1, f.shape[-1]])
+                product = _multiply(weights(f, stride, *place), bins, transpose=True)
+                out.append(tf.cast(tf.reshape(product, tf.shape(f)), f.dtype))
+            return [None, None, None, *out]
 
-        return forward(*maps), gradient
+        return tf.dynamic_stitch([index for index, *_ in own], pooled), gradient
 
-    return pool(*(tf.cast(f, tf.float32) for f in feature_maps))
+    if weights is None:
+        return run(boxes, all_images, all_levels, *feature_maps)[0]
+    return tf.custom_gradient(run)(boxes, all_images, all_levels, *feature_maps)
+
+
+class _Weights(NamedTuple):
+    """A sparse matrix: `indices` int64 `[n, 2]` in order of their rows, `values` float32 `[n]`, and its shape."""
+
+    indices: tf.Tensor
+    values: tf.Tensor
+    rows: tf.Tensor
+    columns: tf.Tensor
+
+
+def _weights(
+    feature_map: tf.Tensor,
+    stride: int,
+    boxes: tf.Tensor,
+    image: tf.Tensor,
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> _Weights:
+    """RoIAlign of one level as a matrix: a row for each bin of each box, a column for each cell of each image.
+
+    Args:
+        feature_map: `[B, H, W, C]`; only its shape matters.
+        boxes, image: `[n, 4]` in pixels and `[n]`.
+        stride, output_size, sampling_ratio, aligned: those of `roi_align`.
+    """
+    count = tf.shape(boxes)[0]
+    batch, height, width = tf.unstack(tf.shape(feature_map)[:3])
+    points, pairs = output_size * sampling_ratio, 2 * sampling_ratio
+    y, wy = _cells(boxes[:, 0], boxes[:, 2], float(stride), height, points, aligned)
+    x, wx = _cells(boxes[:, 1], boxes[:, 3], float(stride), width, points, aligned)
+    # Box, bin's row, bin's column, then the cells that the bin takes part of.
+    along_y, along_x = [count, output_size, 1, pairs, 1], [count, 1, output_size, 1, pairs]
+    y = (y + image[:, None, None] * height) * width
+    column = tf.reshape(tf.reshape(y, along_y) + tf.reshape(x, along_x), [-1])
+    value = tf.reshape(wy / float(sampling_ratio**2), along_y) * tf.reshape(wx, along_x)
+    rows = count * output_size**2
+    indices = tf.stack([tf.repeat(tf.range(rows), pairs**2), column], -1)
+    return _Weights(tf.cast(indices, tf.int64), tf.reshape(value, [-1]), rows, batch * height * width)
+
+
+def _multiply(weights: _Weights, dense: tf.Tensor, transpose: bool = False) -> tf.Tensor:
+    """The matrix, or its transpose, times `dense` `[k, C]`."""
+    rows, columns = (weights.rows, weights.columns + 1) if transpose else (weights.rows + 1, weights.columns)
+    # The product has one row more than it needs: with none, TensorFlow 2.21's kernel divides by zero and the
+    # process ends.
+    matrix = tf.raw_ops.SparseTensorToCSRSparseMatrix(
+        indices=weights.indices,
+        values=weights.values,
+        dense_shape=tf.cast(tf.stack([rows, columns]), tf.int64),
+    )
+    if transpose:
+        # Not the product's own switch for this, which sums into a copy of the result for every thread.
+        matrix = tf.raw_ops.SparseMatrixTranspose(input=matrix, type=tf.float32)
+    return tf.raw_ops.SparseMatrixMatMul(a=matrix, b=dense)[:-1]
 
 
 # --- all levels at once: gather --------------------------------------------------------------------------
@@ -322,36 +339,41 @@ def _gather(
 
     level = assign_levels(boxes, strides)
     first = tf.gather(tf.cumsum(cells, exclusive=True) * batch, level)
-    first += tf.range(batch)[:, None] * tf.gather(cells, level)
+    first += tf.expand_dims(tf.range(batch), 1) * tf.gather(cells, level)
     size = tf.gather(shapes, level)
     stride = tf.gather(tf.constant(strides, tf.float32), level)
     y, wy = _cells(boxes[..., 0], boxes[..., 2], stride, size[..., 0], points, aligned)
     x, wx = _cells(boxes[..., 1], boxes[..., 3], stride, size[..., 1], points, aligned)
-    y = y * size[..., 1, None, None] + first[..., None, None]
+    y = y * tf.reshape(size[..., 1], [batch, count, 1, 1]) + tf.reshape(first, [batch, count, 1, 1])
     wy /= float(sampling_ratio**2)
-    # Not y[..., :, None, i]: in graphs TensorFlow 2.21's optimiser drops the new axis of such a slice.
     y, wy = tf.expand_dims(y, -2), tf.expand_dims(wy, -2)
     x, wx = tf.expand_dims(x, -3), tf.expand_dims(wx, -3)
     corners = [(y[..., i] + x[..., j], wy[..., i] * wx[..., j]) for i in (0, 1) for j in (0, 1)]
 
+    # The gradient may use nothing but the arguments: see _by_level.
     @tf.custom_gradient
-    def pool(table: tf.Tensor):
-        def gradient(upstream: tf.Tensor) -> tf.Tensor:
-            # One corner after the other into the same tensor; left to TensorFlow, all four would lie in
-            # memory at once.
+    def pool(table: tf.Tensor, *corners: tf.Tensor):
+        rows, weights = corners[:4], corners[4:]
+
+        def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
+            # One corner after the other into the same tensor: left to TensorFlow, all four would lie in memory.
             bins = tf.reshape(upstream, [-1, output_size, 1, output_size, 1, channels])
             out = tf.zeros_like(table)
-            for rows, weight in corners:
+            for row, weight in zip(rows, weights, strict=True):
                 weight = tf.reshape(weight, [-1, output_size, sampling_ratio, output_size, sampling_ratio, 1])
-                out = tf.tensor_scatter_nd_add(
-                    out, tf.reshape(rows, [-1, 1]), tf.reshape(bins * weight, [-1, channels])
-                )
-            return out
+                values = tf.reshape(bins * weight, [-1, channels])
+                out = tf.tensor_scatter_nd_add(out, tf.reshape(row, [-1, 1]), values)
+            return [out] + [None] * len(corners)
 
-        samples = tf.add_n([tf.gather(table, rows) * weight[..., None] for rows, weight in corners])
-        samples = tf.reshape(samples, [-1, points, points, channels])
+        samples = [
+            tf.gather(table, row) * tf.expand_dims(weight, -1)
+            for row, weight in zip(rows, weights, strict=True)
+        ]
+        out = tf.reshape(tf.add_n(samples), [-1, points, points, channels])
         if sampling_ratio > 1:
-            samples = tf.nn.avg_pool2d(samples, sampling_ratio, sampling_ratio, "VALID") * float(sampling_ratio**2)
-        return tf.reshape(samples, [-1, output_size, output_size, channels]), gradient
+            # The weights hold the division already.
+            out = tf.nn.avg_pool2d(out, sampling_ratio, sampling_ratio, "VALID") * float(sampling_ratio**2)
+        return out, gradient
 
-    return pool(tf.concat([tf.reshape(tf.cast(f, tf.float32), [-1, channels]) for f in feature_maps], axis=0))
+    table = tf.concat([tf.reshape(tf.cast(f, tf.float32), [-1, channels]) for f in feature_maps], axis=0)
+    return pool(table, *(rows for rows, _ in corners), *(weight for _, weight in corners))

@@ -9,16 +9,17 @@ from typing import Any
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 
 from mrcnn_tf.geometry.masks import crop_of_rle
-from mrcnn_tf.visualize.sheet import font_of_size
+from mrcnn_tf.visualize.labels import touched_pixels, write_labels
 
 __all__ = ["color", "draw"]
 
 Crop = tuple[NDArray[np.bool_], int, int]
 _CROWD = (150, 150, 150)
+_CROWDED = 15  # from here on, a picture needs more pixels for its labels
+_MANY = 30  # from here on, equal names are written once
 
 
 def color(index: int) -> tuple[int, int, int]:
@@ -27,8 +28,12 @@ def color(index: int) -> tuple[int, int, int]:
     # apart.
     hue = (0.58 + index * 0.381966) % 1.0
     saturation, value = ((0.85, 1.0), (0.6, 1.0), (0.95, 0.8))[index // 5 % 3]
-    red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-    return round(red * 255), round(green * 255), round(blue * 255)
+    rgb = np.array(colorsys.hsv_to_rgb(hue, saturation, value)) * 255
+    # Pure blue is nearly black to the eye: dark colours get white until they show on a night picture.
+    lightness = rgb @ (0.299, 0.587, 0.114)
+    rgb += (255 - rgb) * max(0.0, (105 - lightness) / (255 - lightness))
+    red, green, blue = (round(v) for v in rgb)
+    return red, green, blue
 
 
 def draw(
@@ -44,7 +49,8 @@ def draw(
     """Draw instances on their image: filled and outlined masks, thin boxes, class names and scores.
 
     Labels do not cover each other, nor a good part of another instance: where there is no room for name and
-    score, the score alone is written, and where there is none for that, nothing.
+    score, the score alone is written, and where there is none for that, nothing. On a picture of many
+    instances of one class the name stands once, in the corner.
 
     Args:
         image: uint8 `[H, W, 3]`, RGB.
@@ -54,8 +60,9 @@ def draw(
             `Detections` or as `segmentations`: N times COCO polygons, a COCO RLE, `(crop, y0, x0)` with a
             bool crop, or None.
         class_names: N names, of the instances and not of the classes; default: those of `instances`.
-        size: length in pixels of the picture's longer side. Default: the image's own, at least 640, so that
-            text on small images can be read.
+        size: length in pixels of the picture's longer side. Default: the image's own, but at least 640, and
+            1024 for more than 15 instances, so that text can be read. Give it where all pictures must be
+            alike, as for a video.
         alpha: opacity of the masks' fill, 0..1.
         boxes, labels: whether to draw them.
 
@@ -63,11 +70,18 @@ def draw(
         uint8 `[H', W', 3]` RGB, the image's shape unless it was resized.
 
     Raises:
-        ValueError: if the image is not uint8 RGB, or the names are not as many as the boxes.
+        ValueError: if the image is not uint8 RGB, or not of the detections' size, or the names are not as
+            many as the boxes.
     """
     if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] != 3:
         raise ValueError(
             f"draw takes uint8 images of shape [H, W, 3], not {image.dtype} of {list(image.shape)}"
+        )
+    found_on = tuple(getattr(instances, "image_size", image.shape[:2]))
+    if found_on != image.shape[:2]:
+        raise ValueError(
+            f"these detections are of an image of {list(found_on)}, not of {list(image.shape[:2])}; draw on "
+            "the image that was given to the model"
         )
     corners = np.asarray(instances.boxes, np.float64).reshape(-1, 4)
     names = list(
@@ -78,7 +92,8 @@ def draw(
     scores = getattr(instances, "scores", None)
     crowd = np.asarray(getattr(instances, "crowd", np.zeros(len(corners))), bool)
 
-    scale = (size or max(640, *image.shape[:2])) / max(image.shape[:2])
+    longest = max(image.shape[:2])
+    scale = (size or max(longest, 1024 if len(corners) > _CROWDED else 640)) / longest
     height, width = (max(1, round(side * scale)) for side in image.shape[:2])
     picture = image.copy()
     if scale != 1:
@@ -104,11 +119,16 @@ def draw(
             _own(owner, corners[i], int(i) + 1)
     if labels:
         order = largest_first if scores is None else np.argsort(-np.asarray(scores), kind="stable")
+        title = None
+        if len(names) > _MANY and len(set(names)) == 1 and names[0]:
+            title, names = f"{len(names)} x {names[0]}", [""] * len(names)
         texts = [
-            _texts(f"{name} (crowd)" if is_crowd else name, None if scores is None else float(scores[i]))
+            _texts(
+                f"{name} (crowd)".strip() if is_crowd else name, None if scores is None else float(scores[i])
+            )
             for i, (name, is_crowd) in enumerate(zip(names, crowd, strict=True))
         ]
-        picture = _write_labels(picture, owner, corners, colors, texts, order)
+        picture = write_labels(picture, owner, corners, colors, texts, order, title)
     return picture
 
 
@@ -132,43 +152,51 @@ def _crop(segmentation: Any, image_size: Sequence[int], size: tuple[int, int]) -
         return None
     scale = np.array(size) / image_size
     if isinstance(segmentation, list):
-        polygons = [
-            np.asarray(p, np.float64).reshape(-1, 2) * scale[::-1] for p in segmentation if len(p) >= 6
-        ]
-        if not polygons:
-            return None
-        points = np.clip(np.concatenate(polygons), 0, size[::-1])
-        x0, y0 = (int(v) for v in np.floor(points.min(axis=0)))
-        width, height = (int(v) for v in np.ceil(points.max(axis=0)) - (x0, y0))
-        if height < 1 or width < 1:
-            return None
-        moved = [(polygon - (x0, y0)).reshape(-1).tolist() for polygon in polygons]
-        crop = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, height, width)))
-        return crop.astype(bool), y0, x0
+        return _crop_of_polygons(segmentation, scale, size)
     if isinstance(segmentation, dict):
         if isinstance(segmentation["counts"], list):
             segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
         x, y, w, h = (int(v) for v in coco_mask.toBbox(segmentation))
-        crop, top, left = crop_of_rle(segmentation, y, x, y + h, x + w), y, x
-    else:
-        crop, top, left = segmentation
-    # The picture's pixel centres that fall on a pixel of the crop.
-    rows, columns = (
-        np.arange(np.ceil(start * s - 0.5), np.ceil((start + n) * s - 0.5)).astype(int)
-        for start, n, s in zip((top, left), crop.shape, scale, strict=True)
-    )
-    if not len(rows) or not len(columns):
+        segmentation = crop_of_rle(segmentation, y, x, y + h, x + w), y, x
+    crop, top, left = segmentation
+    return _scaled(crop, top, left, scale)
+
+
+def _crop_of_polygons(polygons: list[Any], scale: NDArray[np.float64], size: tuple[int, int]) -> Crop | None:
+    """Polygons are rasterised at the picture's size, which keeps their edges straight."""
+    scaled = [np.asarray(p, np.float64).reshape(-1, 2) * scale[::-1] for p in polygons if len(p) >= 6]
+    if not scaled:
         return None
-    at = np.ix_(
-        *(
-            ((v + 0.5) / s).astype(int) - o
-            for v, s, o in zip((rows, columns), scale, (top, left), strict=True)
-        )
-    )
-    return crop[at], int(rows[0]), int(columns[0])
+    points = np.clip(np.concatenate(scaled), 0, size[::-1])
+    x0, y0 = (int(v) for v in np.floor(points.min(axis=0)))
+    width, height = (int(v) for v in np.ceil(points.max(axis=0)) - (x0, y0))
+    if height < 1 or width < 1:
+        return None
+    moved = [(polygon - (x0, y0)).reshape(-1).tolist() for polygon in scaled]
+    crop = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, height, width)))
+    return crop.astype(bool), y0, x0
 
 
-def _fill(picture, owner, crop: Crop, rgb: tuple[int, int, int], alpha: float, number: int) -> None:
+def _scaled(crop: NDArray[np.bool_], top: int, left: int, scale: NDArray[np.float64]) -> Crop | None:
+    """The picture's pixels whose centres fall on the crop's."""
+    first, sources = [], []
+    for start, count, factor in zip((top, left), crop.shape, scale, strict=True):
+        pixels = np.arange(np.ceil(start * factor - 0.5), np.ceil((start + count) * factor - 0.5))
+        if not len(pixels):
+            return None
+        first.append(int(pixels[0]))
+        sources.append(np.clip(((pixels + 0.5) / factor).astype(int) - start, 0, count - 1))
+    return crop[np.ix_(*sources)], first[0], first[1]
+
+
+def _fill(
+    picture: NDArray[np.uint8],
+    owner: NDArray[np.int32],
+    crop: Crop,
+    rgb: tuple[int, int, int],
+    alpha: float,
+    number: int,
+) -> None:
     pixels, y0, x0 = crop
     window = np.s_[y0 : y0 + pixels.shape[0], x0 : x0 + pixels.shape[1]]
     region = picture[window]
@@ -176,7 +204,7 @@ def _fill(picture, owner, crop: Crop, rgb: tuple[int, int, int], alpha: float, n
     owner[window][pixels] = number
 
 
-def _outline(picture, crop: Crop, rgb: tuple[int, int, int], thickness: int) -> None:
+def _outline(picture: NDArray[np.uint8], crop: Crop, rgb: tuple[int, int, int], thickness: int) -> None:
     pixels, y0, x0 = crop
     contours, _ = cv2.findContours(
         np.ascontiguousarray(pixels, np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE, offset=(x0, y0)
@@ -184,17 +212,9 @@ def _outline(picture, crop: Crop, rgb: tuple[int, int, int], thickness: int) -> 
     cv2.drawContours(picture, contours, -1, rgb, thickness, cv2.LINE_AA)
 
 
-def _pixels(box: NDArray[np.float64], owner: NDArray[np.int32]) -> tuple[int, int, int, int]:
-    """First and last row and column that a box touches on the picture, as y1, x1, y2, x2."""
-    height, width = owner.shape[:2]
-    y1, x1 = np.floor(box[:2])
-    y2, x2 = np.ceil(box[2:]) - 1
-    return tuple(int(v) for v in np.clip([y1, x1, y2, x2], 0, [height - 1, width - 1] * 2))
-
-
 def _box(picture: NDArray[np.uint8], box: NDArray[np.float64], rgb: tuple[int, int, int]) -> None:
     """A line of one pixel, half transparent: it frames what the outline shows more exactly."""
-    y1, x1, y2, x2 = _pixels(box, picture)
+    y1, x1, y2, x2 = touched_pixels(box, picture)
     for side in (
         np.s_[y1, x1 : x2 + 1],
         np.s_[y2, x1 : x2 + 1],
@@ -205,7 +225,7 @@ def _box(picture: NDArray[np.uint8], box: NDArray[np.float64], rgb: tuple[int, i
 
 
 def _own(owner: NDArray[np.int32], box: NDArray[np.float64], number: int) -> None:
-    y1, x1, y2, x2 = _pixels(box, owner)
+    y1, x1, y2, x2 = touched_pixels(box, owner)
     owner[y1 : y2 + 1, x1 : x2 + 1] = number
 
 
@@ -213,88 +233,3 @@ def _texts(name: str, score: float | None) -> list[str]:
     """What to write, the longest first."""
     texts = [name] if score is None else [f"{name} {score:.2f}", f"{score:.2f}"]
     return [text.strip() for text in texts if text.strip()]
-
-
-@lru_cache
-def font_of_size(size: int) -> ImageFont.FreeTypeFont:
-    return ImageFont.truetype(
-        str(Path(matplotlib.get_data_path()) / "fonts" / "ttf" / "DejaVuSans.ttf"), size
-    )
-
-
-def _write_labels(
-    picture: NDArray[np.uint8],
-    owner: NDArray[np.int32],
-    boxes: NDArray[np.float64],
-    colors: list[tuple[int, int, int]],
-    texts: list[list[str]],
-    order: NDArray[np.int64],
-) -> NDArray[np.uint8]:
-    height, width = owner.shape
-    font = font_of_size(int(np.clip(round(max(height, width) / 60), 11, 20)))
-    canvas = Image.fromarray(picture)
-    pen = ImageDraw.Draw(canvas, "RGBA")
-    seen = np.bincount(owner.reshape(-1), minlength=len(boxes) + 1)
-    taken = np.zeros((height, width), bool)
-    for i in order:
-        for text in texts[i]:
-            left, top, right, bottom = font.getbbox(text, anchor="ls")
-            ascent, descent = font.getmetrics()
-            w, h = right - left + 4, round((ascent + descent) * 0.95)
-            place = _place(_pixels(boxes[i], owner), w, h, owner, taken, seen, int(i) + 1)
-            if place is None:
-                continue
-            y, x = place
-            taken[y : y + h, x : x + w] = True
-            pen.rectangle((x, y, x + w - 1, y + h - 1), fill=(*colors[i], 215))
-            dark = np.dot(colors[i], (0.299, 0.587, 0.114)) < 125
-            pen.text(
-                (x + 2 - left, y + round(ascent * 0.95)),
-                text,
-                fill="white" if dark else "black",
-                font=font,
-                anchor="ls",
-            )
-            break
-    return np.asarray(canvas)
-
-
-def _place(
-    box: tuple[int, int, int, int],
-    w: int,
-    h: int,
-    owner: NDArray[np.int32],
-    taken: NDArray[np.bool_],
-    seen: NDArray[np.int64],
-    number: int,
-) -> tuple[int, int] | None:
-    """Row and column for a label at its box, None if it would hide another label or much of another instance."""
-    height, width = owner.shape
-    if w > width or h > height:
-        return None
-    y1, x1, y2, x2 = box
-    best, best_cost = None, 0.5
-    spots = (
-        (y1 - h, x1),
-        (y1, x1),
-        (y1 - h, x2 + 1 - w),
-        (y2 + 1, x1),
-        (y2 + 1, x2 + 1 - w),
-        (y2 + 1 - h, x1),
-        (y1, x2 + 1 - w),
-        ((y1 + y2 - h) // 2, (x1 + x2 - w) // 2),
-    )
-    for rank, (y, x) in enumerate(spots):
-        y, x = min(max(y, 0), height - h), min(max(x, 0), width - w)
-        if taken[y : y + h, x : x + w].any():
-            continue
-        hidden = np.bincount(owner[y : y + h, x : x + w].reshape(-1), minlength=len(seen)) / np.maximum(
-            seen, 1
-        )
-        hidden[[0, number]] = 0
-        cost = hidden.sum() + 0.02 * rank
-        if cost < best_cost:
-            best, best_cost = (y, x), cost
-    return best
-
-

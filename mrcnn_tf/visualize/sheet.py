@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import cv2
-import matplotlib
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from mrcnn_tf.visualize.draw import draw
+from mrcnn_tf.visualize.labels import font
+
+__all__ = ["save", "sheet", "validation_sheet"]
+
 
 def sheet(
     rows: Sequence[Sequence[NDArray[np.uint8]]],
@@ -45,7 +49,7 @@ def sheet(
         raise ValueError(f"a sheet of {len(rows)} rows needs as many captions, not {len(captions)}")
     beside = rows_per_line or (1 if len(rows) <= 3 else 2)
     beside = min(beside, len(rows))
-    gap, font, small = 12, font_of_size(18), font_of_size(15)
+    gap, large, small = 12, font(18), font(15)
     pictures = [[_fit(picture, cell) for picture in row] for row in rows]
     columns = len(headers)
     # Every column is as wide as its widest picture, every line as high as its highest.
@@ -59,7 +63,7 @@ def sheet(
     canvas = Image.new("RGB", (int(lefts[-1]) - 2 * gap, 40 + sum(h + below + gap for h in heights)), "white")
     pen = ImageDraw.Draw(canvas)
     for k, left in enumerate(lefts[:-1]):
-        pen.text((int(left), 10), headers[k % columns], fill="black", font=font)
+        pen.text((int(left), 10), headers[k % columns], fill="black", font=large)
     top = 40
     for number, (line, line_height) in enumerate(zip(lines, heights, strict=True)):
         for b, row in enumerate(line):
@@ -87,7 +91,13 @@ def validation_sheet(
     """
     pictures, captions = [], []
     for image, found, truth, names, title in rows:
-        pictures.append((draw(image, found, size=cell), draw(image, truth, names, size=cell)))
+        # Scores would hide what is to be compared on a picture full of instances of one class.
+        labels = len(set(names) | set(found.class_names)) > 1 or max(len(found.boxes), len(names)) <= 30
+        pair = (
+            draw(image, found, size=cell, labels=labels),
+            draw(image, truth, names, size=cell, labels=labels),
+        )
+        pictures.append(pair)
         captions.append(f"{title}: {len(found.boxes)} found, {len(truth.boxes)} in truth")
     return sheet(pictures, captions=captions, cell=cell)
 
@@ -116,4 +126,5 @@ def _fit(picture: NDArray[np.uint8], longest: int) -> NDArray[np.uint8]:
     if scale == 1:
         return picture
     size = tuple(max(1, round(side * scale)) for side in picture.shape[1::-1])
-    return cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+    resized = cv2.resize(picture, size, interpolation=cv2.INTER_CUBIC if scale > 1 else cv2.INTER_AREA)
+    return resized.astype(np.uint8, copy=False)

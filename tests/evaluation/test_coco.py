@@ -24,7 +24,7 @@ def square(x, y, side, size=(100, 100)):
 
 
 def truth_of(*boxes, **more):
-    """One image of 100 x 100 with squares `(category, x, y, side)`; annotation ids from 0, as some tools do."""
+    """One image of 100 x 100 with squares `(category, x, y, side)`; annotation ids from 0, as some have."""
     annotations = [
         {"id": i, "image_id": 5, "category_id": c, "bbox": [x, y, s, s], "area": s * s, "iscrowd": 0}
         | {"segmentation": [[x, y, x + s, y, x + s, y + s, x, y + s]]}

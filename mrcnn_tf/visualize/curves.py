@@ -103,19 +103,12 @@ def plot_metrics(path: str | Path, history: History) -> None:
     """
     columns = {name: np.where(values < 0, np.nan, values) for name, values in read_history(history).items()}
     titles = {"bbox": "box AP", "segm": "mask AP", "proposals": "proposal recall"}
-    panels = {
-        title: {
-            name.split("/", 1)[1]: v
-            for name, v in columns.items()
-            if name.startswith(f"{prefix}/") and _any(v)
-        }
-        for prefix, title in titles.items()
-    }
-    # AR follows AP so closely that twelve lines would say no more than six.
-    panels = {
-        title: {k: v for k, v in lines.items() if not k.startswith("AR")} for title, lines in panels.items()
-    }
-    panels = {title: lines for title, lines in panels.items() if lines}
+    panels: dict[str, dict[str, NDArray[np.float64]]] = {}
+    for name, values in columns.items():
+        prefix, _, key = name.partition("/")
+        # AR follows AP so closely that twelve lines would say no more than six.
+        if prefix in titles and not key.startswith("AR") and _any(values):
+            panels.setdefault(titles[prefix], {})[key] = values
     if not panels:
         return
     figure = Figure(figsize=(4.6 * len(panels) + 0.4, 4.2), dpi=120, layout="constrained")
@@ -142,7 +135,7 @@ def plot_metrics(path: str | Path, history: History) -> None:
 
 
 def plot_history(folder: str | Path, metrics: History) -> None:
-    """Write a run folder's `losses.png`, from its `history.csv`, and `ap.png`, from the metrics of its validations.
+    """Write a run folder's `losses.png`, from its `history.csv`, and `ap.png`, from its validations.
 
     Args:
         folder: the run folder.

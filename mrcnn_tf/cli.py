@@ -1,0 +1,245 @@
+"""The `mrcnn` command. `train.py` and `evaluate.py` are its first two subcommands."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+DESCRIPTION = "Mask R-CNN and Mask Refining R-CNN for Keras 3 on TensorFlow."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a subcommand; returns the exit status: 0, 1 for an error that was explained, 130 when interrupted."""
+    # TensorFlow's start-up notes would hide ours.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    options = parser().parse_args(arguments)
+    from mrcnn_tf.data.pipeline import explain  # imports TensorFlow: not before --help has been answered
+
+    try:
+        return options.run(options) or 0
+    except (ValueError, OSError, RuntimeError) as error:
+        print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        # What fails inside tf.data (an image that cannot be read) comes as TensorFlow's own error.
+        if not hasattr(error, "error_code"):
+            raise
+        print(f"error: {explain(error)}", file=sys.stderr)
+    return 1
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    top = argparse.ArgumentParser(prog="mrcnn", description=DESCRIPTION)
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run, summary: str, details: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name,
+            help=summary,
+            description=f"{summary[0].upper()}{summary[1:]}.",
+            epilog=details,
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
+        sub.set_defaults(run=run)
+        return sub
+
+    train = command(
+        "train",
+        run_train,
+        "train a model, evaluate, draw and export it",
+        """examples:
+  python train.py                                     the quickstart: generated shapes, minutes on a CPU
+  python train.py --config configs/mask_rcnn_r50_fpn_coco_1x.yaml \\
+      data.train.annotations=A.json data.train.images=DIR \\
+      data.val.annotations=B.json data.val.images=DIR  your own COCO-format data set
+  python train.py --config C.yaml train.batch_size=4   any key of configs/base.yaml
+  python train.py --config C.yaml --resume             go on where a run was stopped""",
+    )
+    train.add_argument(
+        "--config", default=None, metavar="YAML", help="the experiment (default: configs/quickstart.yaml)"
+    )
+    train.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
+    train.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as train.batch_size=4")
+
+    evaluate = command(
+        "evaluate",
+        run_evaluate,
+        "box and mask AP of a model or of a results file",
+        """examples:
+  python evaluate.py --config configs/quickstart.yaml          the model that this config trained
+  python evaluate.py --model M.keras --annotations A.json --images DIR
+  python evaluate.py --annotations A.json --results R.json     any COCO results file, whoever made it""",
+    )
+    evaluate.add_argument("--config", metavar="YAML", help="evaluate the model in the config's run folder")
+    evaluate.add_argument("--model", metavar="KERAS", help="a model file (default with --config: its model.keras)")
+    evaluate.add_argument("--annotations", metavar="JSON", help="the truth, in COCO's format")
+    evaluate.add_argument("--images", metavar="DIR", help="folder of the images")
+    evaluate.add_argument("--results", metavar="JSON", help="COCO results to evaluate instead of a model")
+    evaluate.add_argument("--out", metavar="DIR", help="write metrics.json and predictions.json there")
+    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    evaluate.add_argument("--first", type=int, metavar="N", help="only the first N images")
+    evaluate.add_argument(
+        "--max-detections",
+        type=int,
+        nargs=3,
+        default=None,
+        metavar="N",
+        help="COCO's maxDets (default: 1 10 100, or the config's)",
+    )
+    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="with --config")
+
+    predict = command(
+        "predict",
+        run_predict,
+        "draw what a model finds in pictures and videos",
+        """example:
+  mrcnn predict runs/quickstart/model.keras photos/ 'more/*.jpg' clip.mp4 --out found""",
+    )
+    predict.add_argument("model", metavar="MODEL", help="a .keras file")
+    predict.add_argument("paths", nargs="+", metavar="PATH", help="images, videos, folders or glob patterns")
+    predict.add_argument("--out", required=True, metavar="DIR", help="for the pictures and predictions.json")
+    predict.add_argument(
+        "--score", type=float, default=0.5, metavar="S", help="draw and list detections from this score (default: 0.5)"
+    )
+
+    check = command(
+        "check-data",
+        run_check_data,
+        "read a COCO-format data set and report everything that would hurt",
+        """exit status 1 if there are errors.
+example:
+  mrcnn check-data --annotations A.json --images DIR --out report""",
+    )
+    check.add_argument("--annotations", required=True, metavar="JSON", help="the annotation file")
+    check.add_argument("--images", required=True, metavar="DIR", help="folder of the images")
+    check.add_argument("--out", metavar="DIR", help="write report.json and samples.png there")
+
+    export = command(
+        "export",
+        run_export,
+        "write a SavedModel for TensorFlow Serving",
+        """example:
+  mrcnn export runs/quickstart/model.keras --out saved_models/quickstart""",
+    )
+    export.add_argument("model", metavar="MODEL", help="a .keras file")
+    export.add_argument("--out", required=True, metavar="DIR", help="gets the next numbered version folder")
+    return top
+
+
+def run_train(options: argparse.Namespace) -> int:
+    """`mrcnn train`."""
+    from mrcnn_tf.config import load_config
+    from mrcnn_tf.training.train import train
+
+    config = load_config(options.config or default_config(), options.overrides)
+    return 0 if train(config, resume=options.resume).finished else 130
+
+
+def run_evaluate(options: argparse.Namespace) -> int:
+    """`mrcnn evaluate`."""
+    from mrcnn_tf.evaluation.coco import evaluate_coco, format_table
+
+    max_detections = tuple(options.max_detections or (1, 10, 100))
+    if options.results:
+        if not options.annotations:
+            raise ValueError("--results needs --annotations, the truth to compare with")
+        metrics = evaluate_coco(options.annotations, options.results, max_detections=max_detections)
+        print(format_table(metrics))
+        save_evaluation(options.out, metrics, None)
+        return 0
+
+    from mrcnn_tf.data.coco import CocoDataset
+    from mrcnn_tf.evaluation.run import evaluate_model
+    from mrcnn_tf.training.checkpoints import load_model
+
+    if options.config:
+        from mrcnn_tf.build import build_datasets
+        from mrcnn_tf.config import load_config
+
+        config = load_config(options.config, options.overrides)
+        model = load_model(options.model or config.run_folder / "model.keras")
+        max_detections = tuple(options.max_detections or config.evaluation.max_detections)
+        if not options.annotations:
+            dataset = build_datasets(config)[1]
+            if dataset is None:
+                raise ValueError(f"{options.config}: data.val is not set; give --annotations and --images")
+    elif options.model:
+        model = load_model(options.model)
+    else:
+        raise ValueError("give --config, or --model with --annotations and --images, or --annotations with --results")
+    if options.annotations:
+        if not options.images:
+            raise ValueError("--annotations with a model needs --images, the folder of the images")
+        dataset = CocoDataset(options.annotations, options.images)
+    elif not options.config:
+        raise ValueError("--model needs --annotations and --images")
+    evaluation = evaluate_model(
+        model, dataset, batch_size=options.batch_size, first=options.first, max_detections=max_detections
+    )
+    print(format_table(evaluation.metrics))
+    recall = {k.split("/")[1]: v for k, v in evaluation.metrics.items() if k.startswith("proposals/")}
+    print("proposals " + ", ".join(f"{name} {value:.3f}" for name, value in recall.items()))
+    print(evaluation.speed_line())
+    save_evaluation(options.out, evaluation.metrics, evaluation.results)
+    return 0
+
+
+def save_evaluation(folder: str | None, metrics: dict, results: list | None) -> None:
+    """Writes `metrics.json` and, if there are new ones, `predictions.json`."""
+    if folder is None:
+        return
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    (target / "metrics.json").write_text(json.dumps(metrics, indent=1))
+    if results is not None:
+        (target / "predictions.json").write_text(json.dumps(results))
+    print(f"written to {target}")
+
+
+def run_predict(options: argparse.Namespace) -> int:
+    """`mrcnn predict`."""
+    from mrcnn_tf.predict import predict_paths
+    from mrcnn_tf.training.checkpoints import load_model
+
+    failed = predict_paths(load_model(options.model), options.paths, options.out, score=options.score)
+    return 1 if failed else 0
+
+
+def run_check_data(options: argparse.Namespace) -> int:
+    """`mrcnn check-data`."""
+    from mrcnn_tf.data.check import check_data
+
+    report = check_data(options.annotations, options.images, sheet=options.out is not None)
+    print(report)
+    if options.out:
+        report.save(options.out)
+    return 0 if report.ok else 1
+
+
+def run_export(options: argparse.Namespace) -> int:
+    """`mrcnn export`."""
+    from mrcnn_tf.export.saved_model import export_saved_model
+    from mrcnn_tf.training.checkpoints import load_model
+
+    print(export_saved_model(load_model(options.model), options.out))
+    return 0
+
+
+def default_config() -> Path:
+    """`configs/quickstart.yaml`, seen from the current folder or from the checkout that this package lies in."""
+    for root in (Path(), Path(__file__).resolve().parents[1]):
+        path = root / "configs" / "quickstart.yaml"
+        if path.exists():
+            return path
+    raise ValueError("there is no configs/quickstart.yaml here; give --config")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

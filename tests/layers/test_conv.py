@@ -1,0 +1,85 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mrcnn_tf.layers.conv import BatchNorm, Conv, GroupNorm
+from tests.harness import check_layer
+
+
+def image(shape=(2, 9, 7, 6), seed=0):
+    return tf.constant(np.random.default_rng(seed).normal(size=shape).astype(np.float32))
+
+
+def cast(x, layer):
+    return tf.cast(x, layer.compute_dtype)
+
+
+@pytest.mark.parametrize("norm", [None, "frozen_batch", "batch", "sync_batch", "group"])
+@pytest.mark.parametrize("strides", [1, 2])
+def test_harness(norm, strides, tmp_path):
+    def make():
+        layer = Conv(8, 3, strides, norm=norm, relu=False)
+        layer.build((None, None, None, 6))
+        return layer
+
+    check_layer(make, lambda layer: layer(cast(image(), layer)), tmp_path)
+
+
+@pytest.mark.parametrize("size,strides", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
+def test_padding_is_pytorchs(size, strides):
+    layer = Conv(4, size, strides)
+    x = image()
+    out = layer(x).numpy()
+    # Padding by hand, then VALID: what PyTorch's padding=size // 2 means. TensorFlow's SAME would shift at stride 2.
+    p = size // 2
+    padded = np.pad(x.numpy(), [(0, 0), (p, p), (p, p), (0, 0)])
+    expected = tf.nn.conv2d(padded, layer.kernel.numpy(), strides, "VALID") + layer.bias.numpy()
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    assert layer.compute_output_shape((None, 9, 7, 6)) == (None, *out.shape[1:])
+
+
+def test_folded_norm_is_conv_then_norm():
+    layer = Conv(5, 3, norm="frozen_batch", use_bias=True, relu=True)
+    layer.build((None, None, None, 6))
+    rng = np.random.default_rng(1)
+    for w in layer.weights:
+        w.assign(rng.uniform(0.5, 1.5, w.shape) if "variance" in w.path else rng.normal(size=w.shape))
+    x, n = image(), layer.norm
+    y = tf.nn.conv2d(x, layer.kernel.numpy(), 1, "SAME").numpy().astype(np.float64) + layer.bias.numpy()
+    y = (y - n.moving_mean.numpy()) / np.sqrt(n.moving_variance.numpy() + 1e-5) * n.gamma.numpy() + n.beta.numpy()
+    np.testing.assert_allclose(layer(x), np.maximum(y, 0), atol=2e-4)
+    assert layer.trainable_weights == [layer.kernel, layer.bias]
+
+
+def test_batch_norm_statistics():
+    layer = BatchNorm("batch", momentum=0.5, epsilon=0.0)
+    x = image((2, 3, 3, 2), 3)
+    out = layer(x, training=True).numpy()
+    flat = x.numpy().reshape(-1, 2).astype(np.float64)
+    np.testing.assert_allclose(out.reshape(-1, 2), (flat - flat.mean(0)) / flat.std(0), atol=1e-5)
+    np.testing.assert_allclose(layer.moving_mean, 0.5 * flat.mean(0), atol=1e-6)
+    # The running variance is the unbiased one, as the fused kernel and PyTorch have it.
+    np.testing.assert_allclose(layer.moving_variance, 0.5 + 0.5 * flat.var(0, ddof=1), atol=1e-5)
+
+
+def test_batch_norm_that_is_not_trainable_stays():
+    layer = BatchNorm("batch")
+    x = image()
+    layer.build(x.shape)
+    layer.trainable = False
+    before = [w.numpy() for w in layer.weights]
+    np.testing.assert_allclose(layer(x, training=True), x / np.sqrt(1 + 1e-5), rtol=1e-6)
+    for w, value in zip(layer.weights, before, strict=True):
+        np.testing.assert_array_equal(w, value)
+
+
+def test_group_norm_against_keras():
+    x = image((2, 5, 4, 8))
+    own, reference = GroupNorm(4, epsilon=1e-3), keras.layers.GroupNormalization(4, epsilon=1e-3)
+    np.testing.assert_allclose(own(x), reference(x), atol=1e-5)
+
+
+def test_unknown_norm():
+    with pytest.raises(ValueError, match="norm is 'layer'"):
+        Conv(4, norm="layer")

@@ -1,0 +1,58 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mrcnn_tf.layers.heads import BoxHead, MaskHead
+from tests.harness import check_layer
+
+
+def features(size, dtype=tf.float32, channels=6):
+    return tf.constant(np.random.default_rng(0).normal(size=(2, 3, size, size, channels)), dtype)
+
+
+@pytest.mark.parametrize("class_agnostic", [False, True])
+def test_box_head_harness(class_agnostic, tmp_path):
+    def make():
+        layer = BoxHead(4, 16, class_agnostic=class_agnostic)
+        layer.build(6)
+        return layer
+
+    check_layer(make, lambda layer: layer(features(7, layer.compute_dtype)), tmp_path)
+    logits, deltas = make()(features(7))
+    assert logits.shape == (2, 3, 5) and deltas.shape == (2, 3, 1 if class_agnostic else 4, 4)
+    assert logits.dtype == tf.float32
+
+
+CLASSES = tf.constant([[1, 2, 3], [3, 1, 2]])
+
+
+@pytest.mark.parametrize("class_agnostic,norm,size", [(False, None, 28), (True, "group", 56)])
+def test_mask_head_harness(class_agnostic, norm, size, tmp_path):
+    def make():
+        layer = MaskHead(3, 8, 2, size, class_agnostic, norm)
+        layer.build(6)
+        return layer
+
+    check_layer(make, lambda layer: layer(features(size // 2, layer.compute_dtype), CLASSES), tmp_path)
+    assert make()(features(size // 2), CLASSES).shape == (2, 3, size, size)
+
+
+def test_deconvolution_and_class_choice_against_transposed_convolution():
+    layer = MaskHead(3, 8, 1, 8)
+    layer.build(6)
+    layer.kernel.assign(np.random.default_rng(1).normal(size=layer.kernel.shape))
+    layer.bias.assign([0.1, 0.2, 0.3])
+    x = features(4)
+    out = layer(x, CLASSES).numpy()
+    hidden = layer.convs[0](tf.reshape(x, [6, 4, 4, 6]))
+    # Our 1x1 kernel [C, (dy, dx, out)] as the kernel of a transposed convolution, [dy, dx, out, C].
+    kernel = layer.deconv.kernel.numpy().reshape(8, 2, 2, 8).transpose(1, 2, 3, 0)
+    up = tf.nn.relu(tf.nn.conv2d_transpose(hidden, kernel, [6, 8, 8, 8], 2, "VALID")).numpy()
+    every = np.einsum("nyxc,kc->nkyx", up, layer.kernel.numpy()) + layer.bias.numpy()[:, None, None]
+    chosen = every[np.arange(6), CLASSES.numpy().ravel() - 1].reshape(2, 3, 8, 8)
+    np.testing.assert_allclose(out, chosen, atol=1e-5)
+
+
+def test_odd_mask_size():
+    with pytest.raises(ValueError, match="mask_size is 27"):
+        MaskHead(3, mask_size=27)

@@ -1,0 +1,47 @@
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from mrcnn_tf.layers.preprocess import Normalize, resize, resized_shape
+
+
+@pytest.mark.parametrize(
+    "size,expected",
+    [
+        ((480, 640), (800, 1067)),  # 1066.67 rounds up
+        ((640, 480), (1067, 800)),
+        ((400, 1000), (533, 1333)),  # the longer side decides
+        ((1, 3000), (1, 1333)),  # never 0
+        ((800, 1333), (800, 1333)),
+    ],
+)
+def test_resized_shape(size, expected):
+    assert tuple(resized_shape(*size, 800, 1333).numpy()) == expected
+
+
+def test_resize_has_half_pixel_centres():
+    image = tf.constant([[[0.0] * 3, [100.0] * 3]])
+    # Centres of four pixels fall on 0.25, 0.75, 1.25, 1.75 of two; corner-aligned resizing would give 0, 33, 67, 100.
+    np.testing.assert_allclose(resize(image, [1, 4])[0, :, 0], [0, 25, 75, 100])
+
+
+def test_normalize():
+    layer = Normalize((10.0, 20.0, 30.0), (1.0, 2.0, 5.0))
+    images = tf.fill([1, 2, 2, 3], tf.constant(40, tf.uint8))
+    out = layer(images, tf.constant([[2.0, 1.0]])).numpy()
+    np.testing.assert_allclose(out[0, 0, 0], [30, 10, 2])
+    np.testing.assert_array_equal(out[0, :, 1], 0)  # beyond the image: zero, not what the canvas was filled with
+
+
+def test_normalize_bgr():
+    layer = Normalize((10.0, 20.0, 30.0), (1.0, 1.0, 1.0), bgr=True)
+    out = layer(tf.constant([[[[11.0, 22.0, 33.0]]]]), tf.constant([[1.0, 1.0]]))
+    np.testing.assert_allclose(out[0, 0, 0], [3, 2, 1])
+
+
+def test_normalize_keeps_precision_in_16_bits():
+    layer = Normalize((123.0,) * 3, (1.0,) * 3, dtype="mixed_bfloat16")
+    out = layer(tf.fill([1, 1, 1, 3], 123.25), tf.constant([[1.0, 1.0]]))
+    assert out.dtype == tf.bfloat16
+    # bfloat16 has 8 bits: 123.25 would have become 123 before the subtraction.
+    np.testing.assert_allclose(tf.cast(out, tf.float32), 0.25)

@@ -113,7 +113,7 @@ class Model(Section):
     max_size: Count = 1333
     sampling_ratio: Count = 2
     aligned: bool = True
-    roi_align_backend: Literal["auto", "crop", "gather"] = "auto"
+    roi_align_backend: Literal["auto", "sparse", "crop", "gather"] = "auto"
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     rpn_fg_iou: Share = 0.7
     rpn_bg_iou: Share = 0.3

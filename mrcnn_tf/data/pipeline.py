@@ -11,7 +11,7 @@ import tensorflow as tf
 
 from mrcnn_tf.data import augment
 from mrcnn_tf.data.coco import CocoDataset
-from mrcnn_tf.data.exit_guard import until_exit
+from mrcnn_tf.data.python_calls import explained, python_call
 from mrcnn_tf.data.sampling import BatchOrder
 from mrcnn_tf.layers.preprocess import resize
 
@@ -75,8 +75,8 @@ def training_batches(
 
     order = BatchOrder(turned, batch_size, seed)
 
-    def load(position: np.int64) -> tuple[np.ndarray, ...]:
-        step, slot = divmod(int(position), batch_size)
+    def load(position: int) -> dict[str, Any]:
+        step, slot = divmod(position, batch_size)
         index, epoch = order.batch(step)[slot]
         rng = np.random.default_rng([seed, epoch, index])
         height, width = dataset.size(index)
@@ -100,24 +100,17 @@ def training_batches(
             max_instances=max_instances,
             rng=rng,
         )
-        return _loaded(image, view.size, room, dataset.image_ids[index], targets)
+        found = {"image": image, "size": view.size, "canvas": room, "image_ids": dataset.image_ids[index]}
+        return {**found, **targets}
 
-    def nothing(_: np.int64) -> tuple[np.ndarray, ...]:
-        return _loaded(np.zeros((1, 1, 3), np.uint8), (1, 1), (1, 1), 0, empty)
-
-    empty = augment.no_instances(max_instances, mask_size)
-    load = until_exit(load, nothing)
-    one_canvas = not turned.any() or turned.all()
+    targets = augment.no_instances(max_instances, mask_size)
+    specs = {name: tf.TensorSpec(value.shape, value.dtype) for name, value in targets.items()}
+    loaded = python_call(load, {**_IMAGE_SPECS, **specs})
+    shape = [*canvases[int(turned[0])], 3] if turned.all() or not turned.any() else [None, None, 3]
 
     def sample(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        types = [*_LOADED_TYPES, *(value.dtype for value in empty.values())]
-        image, size, room, image_id, *targets = tf.numpy_function(load, [position], types)
-        out = _on_canvas(image, size, room, image_id)
-        if one_canvas:
-            out["images"].set_shape([*canvases[int(turned[0])], 3])
-        for (name, value), target in zip(empty.items(), targets, strict=True):
-            out[name] = tf.ensure_shape(target, value.shape)
-        return out
+        out = _on_canvas(loaded(position))
+        return {**out, "images": tf.ensure_shape(out["images"], shape)}
 
     # Positions in the endless sequence of images, not of batches, so that images are prepared in parallel.
     positions = tf.data.Dataset.counter(start_step * batch_size)
@@ -156,22 +149,19 @@ def evaluation_batches(
     order = np.argsort(turned, kind="stable")
     room = canvas or (2**30, 2**30)
 
-    def load(index: np.int64) -> tuple[np.ndarray, ...]:
+    def load(index: int) -> dict[str, Any]:
         image = dataset.image(index)
         space = room[::-1] if turned[index] else room
         view = augment.whole_view(*image.shape[:2], min_size=min_size, max_size=max_size, canvas=space)
         if not canvas:
             space = tuple(-(-side // multiple) * multiple for side in view.size)
-        return _loaded(image, view.size, space, dataset.image_ids[index], {"": dataset.sizes[index]})
+        found = {"image": image, "size": view.size, "canvas": space, "image_ids": dataset.image_ids[index]}
+        return {**found, "original_sizes": dataset.size(index)}
 
-    def nothing(index: np.int64) -> tuple[np.ndarray, ...]:
-        return _loaded(np.zeros((1, 1, 3), np.uint8), (1, 1), (1, 1), 0, {"": dataset.sizes[index]})
-
-    load = until_exit(load, nothing)
+    loaded = python_call(load, {**_IMAGE_SPECS, "original_sizes": tf.TensorSpec([2], tf.int32)})
 
     def sample(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        *loaded, original = tf.numpy_function(load, [index], [*_LOADED_TYPES, tf.int32])
-        return {**_on_canvas(*loaded), "original_sizes": tf.ensure_shape(original, [2])}
+        return _on_canvas(loaded(index))
 
     batches = tf.data.Dataset.from_tensor_slices(order)
     batches = batches.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
@@ -206,39 +196,26 @@ def left_out(dataset: CocoDataset, max_instances: int) -> tuple[int, int]:
 
 
 def explain(error: tf.errors.OpError) -> str:
-    """One line for an error that reading an image raised inside `tf.data`."""
-    lines = [line.strip() for line in str(error.message).splitlines() if line.strip()]
-    for line in reversed(lines):
-        kind, separator, text = line.partition(": ")
-        if separator and kind in ("ValueError", "FileNotFoundError", "OSError"):
-            return text
-    return lines[0] if lines else str(error)
+    """One line for an error out of TensorFlow, such as one that an image raised when its batch was due."""
+    message = str(error.message)
+    lines = [line.strip() for line in message.splitlines() if line.strip()]
+    return explained(message) or (lines[0] if lines else str(error))
 
 
-_LOADED_TYPES = (tf.uint8, tf.int32, tf.int32, tf.int64)
+_IMAGE_SPECS = {
+    "image": tf.TensorSpec([None, None, 3], tf.uint8),
+    "size": tf.TensorSpec([2], tf.int32),
+    "canvas": tf.TensorSpec([2], tf.int32),
+    "image_ids": tf.TensorSpec([], tf.int64),
+}
 
 
-def _loaded(
-    image: np.ndarray, size: Sequence[int], canvas: Sequence[int], image_id: int, rest: dict[str, np.ndarray]
-) -> tuple[np.ndarray, ...]:
-    """What leaves Python for one image, in the order of `_LOADED_TYPES` and then of the dict."""
-    return image, np.array(size, np.int32), np.array(canvas, np.int32), np.int64(image_id), *rest.values()
-
-
-def _on_canvas(
-    image: tf.Tensor, size: tf.Tensor, canvas: tf.Tensor, image_id: tf.Tensor
-) -> dict[str, tf.Tensor]:
-    """Resize to `size` and pad with zeros to `canvas`."""
-    image = tf.ensure_shape(image, [None, None, 3])
-    size, canvas = tf.ensure_shape(size, [2]), tf.ensure_shape(canvas, [2])
-    image = resize(image, size)
+def _on_canvas(loaded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+    """Resize `image` to `size` and pad it with zeros to `canvas`; everything else is handed on."""
+    image, size, canvas = (loaded.pop(key) for key in ("image", "size", "canvas"))
     rest = canvas - size
-    image = tf.pad(image, [[0, rest[0]], [0, rest[1]], [0, 0]])
-    return {
-        "images": image,
-        "image_sizes": tf.cast(size, tf.float32),
-        "image_ids": tf.ensure_shape(image_id, []),
-    }
+    image = tf.pad(resize(image, size), [[0, rest[0]], [0, rest[1]], [0, 0]])
+    return {"images": image, "image_sizes": tf.cast(size, tf.float32), **loaded}
 
 
 def _turned(dataset: CocoDataset, canvas: tuple[int, int]) -> np.ndarray:

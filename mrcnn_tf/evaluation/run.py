@@ -148,8 +148,6 @@ def evaluate_model(
         truth["images"] = [image for image in truth["images"] if image["id"] in seen]
         truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in seen]
     metrics = evaluate_coco(truth, results, max_detections=max_detections)
-    for key in ("segm/AP", "segm/AP50"):
-        metrics.setdefault(key, 0.0)  # nothing found at all leaves no segmentation to measure
     metrics.update({f"proposals/{k}": v for k, v in recall.result().items()})
     # The first batch pays for tracing.
     timed = times[batch_size:] or times

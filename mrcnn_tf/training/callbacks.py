@@ -189,8 +189,7 @@ class Validate(StepCallback):
         every: steps between evaluations; none at the last step, which training's own end evaluates.
         total: steps in all.
         evaluate: gives the metrics of the model as it is.
-        key: the metric that decides.
-        best: the best of it so far.
+        best: the best mask AP so far.
         checkpoints: where `best.keras` goes.
         progress, board: told of the figures.
     """
@@ -201,14 +200,13 @@ class Validate(StepCallback):
         every: int,
         total: int,
         evaluate: Callable[[], dict[str, float]],
-        key: str,
         best: float | None,
         checkpoints: Checkpoints,
         progress: Progress,
         board: TensorBoard | None,
     ):
         super().__init__(start)
-        self.every, self.total, self.evaluate, self.key, self.best = every, total, evaluate, key, best
+        self.every, self.total, self.evaluate, self.best = every, total, evaluate, best
         self.checkpoints, self.progress, self.board = checkpoints, progress, board
         self.history: list[dict[str, float]] = []
 
@@ -219,16 +217,17 @@ class Validate(StepCallback):
         self.progress.pause()
         with averaged(self.model):
             metrics = self.evaluate()
-            value = metrics[self.key]
+            # A data set without masks has no mask AP.
+            key = "segm/AP" if "segm/AP" in metrics else "bbox/AP"
+            value = metrics[key]
             self.history.append({"step": step, **metrics})
             better = self.best is None or value > self.best
             if better:
                 self.best = value
                 save_aside(self.model, self.checkpoints.folder / "best.keras")
-        self.progress.note(
-            f"step {step}: box AP {metrics['bbox/AP']:.3f}, mask AP {metrics.get('segm/AP', float('nan')):.3f}, "
-            f"mask AP50 {metrics.get('segm/AP50', float('nan')):.3f}{' (best so far)' if better else ''}"
-        )
+        shown = {"box AP": "bbox/AP", "mask AP": "segm/AP", "mask AP50": "segm/AP50"}
+        text = ", ".join(f"{name} {metrics[k]:.3f}" for name, k in shown.items() if k in metrics)
+        self.progress.note(f"step {step}: {text}{' (best so far)' if better else ''}")
         if self.board:
             self.board.metrics(step, metrics)
         self.progress.resume()

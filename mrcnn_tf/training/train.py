@@ -118,7 +118,6 @@ def train(config: Config, *, resume: bool = False, callbacks: list[keras.callbac
             config.evaluation.every,
             settings.steps,
             lambda: evaluate(config, model, val_set, subset=True).metrics,
-            "segm/AP",
             best,
             checkpoints,
             progress,

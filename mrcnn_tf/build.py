@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import tensorflow as tf
 
@@ -19,10 +20,10 @@ from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 def build_model(config: Config, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNN:
     """The model of a config for these classes, with fresh weights."""
-    values = config.model.model_dump(by_alias=True)
+    values: dict[str, Any] = config.model.model_dump(by_alias=True)
     backbone, count = values.pop("backbone"), len(class_names)
     backbone.pop("weights")
-    parts = {
+    parts: dict[str, Any] = {
         "backbone": ResNet(**backbone),
         "fpn": FPN(**values.pop("fpn")),
         "rpn": RPN(**values.pop("rpn")),
@@ -43,11 +44,16 @@ def build_datasets(config: Config) -> tuple[CocoDataset, CocoDataset | None]:
     if data.generated is not None:
         made = data.generated
         sets = []
-        for split, count, seed in (("train", made.train_images, 2 * made.seed), ("val", made.val_images, 2 * made.seed + 1)):
+        for split, count, seed in (
+            ("train", made.train_images, 2 * made.seed),
+            ("val", made.val_images, 2 * made.seed + 1),
+        ):
             annotations, images = generate_shapes(
                 Path(made.folder) / split, num_images=count, size=made.size, crowding=made.crowding, seed=seed
             )
-            chosen = getattr(data, split).model_copy(update={"annotations": str(annotations), "images": str(images)})
+            chosen = getattr(data, split).model_copy(
+                update={"annotations": str(annotations), "images": str(images)}
+            )
             sets.append(open_dataset(chosen, config.seed))
         return sets[0], sets[1]
     for key in ("annotations", "images"):
@@ -71,13 +77,20 @@ def build_datasets(config: Config) -> tuple[CocoDataset, CocoDataset | None]:
 
 
 def open_dataset(source: DataSource, seed: int) -> CocoDataset:
-    """The data set of a section."""
+    """The data set of a section.
+
+    Raises:
+        ConfigError: it names no annotation file.
+    """
+    if source.annotations is None:
+        raise ConfigError("annotations is not set; give the path of a COCO JSON file")
     return CocoDataset(
         source.annotations,
         source.images,
         fraction=source.fraction,
         first=source.first,
         classes=source.classes,
+        keep_empty=source.keep_empty,
         seed=seed,
     )
 

@@ -78,12 +78,16 @@ def parser() -> argparse.ArgumentParser:
   python evaluate.py --annotations A.json --results R.json     any COCO results file, whoever made it""",
     )
     evaluate.add_argument("--config", metavar="YAML", help="evaluate the model in the config's run folder")
-    evaluate.add_argument("--model", metavar="KERAS", help="a model file (default with --config: its model.keras)")
+    evaluate.add_argument(
+        "--model", metavar="KERAS", help="a model file (default with --config: its model.keras)"
+    )
     evaluate.add_argument("--annotations", metavar="JSON", help="the truth, in COCO's format")
     evaluate.add_argument("--images", metavar="DIR", help="folder of the images")
     evaluate.add_argument("--results", metavar="JSON", help="COCO results to evaluate instead of a model")
     evaluate.add_argument("--out", metavar="DIR", help="write metrics.json and predictions.json there")
-    evaluate.add_argument("--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)")
+    evaluate.add_argument(
+        "--batch-size", type=int, default=1, metavar="N", help="images at a time (default: 1)"
+    )
     evaluate.add_argument("--first", type=int, metavar="N", help="only the first N images")
     evaluate.add_argument(
         "--max-detections",
@@ -106,7 +110,11 @@ def parser() -> argparse.ArgumentParser:
     predict.add_argument("paths", nargs="+", metavar="PATH", help="images, videos, folders or glob patterns")
     predict.add_argument("--out", required=True, metavar="DIR", help="for the pictures and predictions.json")
     predict.add_argument(
-        "--score", type=float, default=0.5, metavar="S", help="draw and list detections from this score (default: 0.5)"
+        "--score",
+        type=float,
+        default=0.5,
+        metavar="S",
+        help="draw and list detections from this score (default: 0.5)",
     )
 
     check = command(
@@ -159,6 +167,7 @@ def run_evaluate(options: argparse.Namespace) -> int:
     from mrcnn_tf.evaluation.run import evaluate_model
     from mrcnn_tf.training.checkpoints import load_model
 
+    dataset: CocoDataset | None = None
     if options.config:
         from mrcnn_tf.build import build_datasets
         from mrcnn_tf.config import load_config
@@ -168,18 +177,18 @@ def run_evaluate(options: argparse.Namespace) -> int:
         max_detections = tuple(options.max_detections or config.evaluation.max_detections)
         if not options.annotations:
             dataset = build_datasets(config)[1]
-            if dataset is None:
-                raise ValueError(f"{options.config}: data.val is not set; give --annotations and --images")
     elif options.model:
         model = load_model(options.model)
     else:
-        raise ValueError("give --config, or --model with --annotations and --images, or --annotations with --results")
+        raise ValueError(
+            "give --config, or --model with --annotations and --images, or --annotations with --results"
+        )
     if options.annotations:
         if not options.images:
             raise ValueError("--annotations with a model needs --images, the folder of the images")
         dataset = CocoDataset(options.annotations, options.images)
-    elif not options.config:
-        raise ValueError("--model needs --annotations and --images")
+    if dataset is None:
+        raise ValueError("there is no data set to evaluate on; give --annotations and --images")
     evaluation = evaluate_model(
         model, dataset, batch_size=options.batch_size, first=options.first, max_detections=max_detections
     )

@@ -139,7 +139,9 @@ class Model(Section):
 
     @model_validator(mode="after")
     def _agree(self) -> Model:
-        need(self.min_size <= self.max_size, "min_size", f"is {self.min_size}, above max_size {self.max_size}")
+        need(
+            self.min_size <= self.max_size, "min_size", f"is {self.min_size}, above max_size {self.max_size}"
+        )
         for stage in ("rpn", "roi"):
             low, high = getattr(self, f"{stage}_bg_iou"), getattr(self, f"{stage}_fg_iou")
             need(low <= high, f"{stage}_bg_iou", f"is {low}, above {stage}_fg_iou {high}")
@@ -164,6 +166,7 @@ class DataSource(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] | None = None
     first: Count | None = None
     classes: list[str] | None = None
+    keep_empty: bool = True
 
 
 class Generated(Section):
@@ -197,14 +200,20 @@ class Data(Section):
     @model_validator(mode="after")
     def _agree(self) -> Data:
         need(
-            all(side % 32 == 0 for side in self.canvas), "canvas", f"is {self.canvas}; sides must be multiples of 32"
+            all(side % 32 == 0 for side in self.canvas),
+            "canvas",
+            f"is {self.canvas}; sides must be multiples of 32",
         )
         if self.scale_jitter is not None:
             low, high = self.scale_jitter
             need(low <= high, "scale_jitter", f"is {self.scale_jitter}; the first must not exceed the second")
         if self.generated is not None:
             given = [k for k in ("train", "val") if getattr(self, k).annotations or getattr(self, k).images]
-            need(not given, "generated", f"and {' and '.join(given)} paths are both set; set one, or generated=null")
+            need(
+                not given,
+                "generated",
+                f"and {' and '.join(given)} paths are both set; set one, or generated=null",
+            )
         return self
 
 
@@ -241,7 +250,11 @@ class Train(Section):
             "milestones",
             f"is {self.milestones}; steps must rise",
         )
-        need(self.warmup_steps < self.steps, "warmup_steps", f"is {self.warmup_steps}, not below steps {self.steps}")
+        need(
+            self.warmup_steps < self.steps,
+            "warmup_steps",
+            f"is {self.warmup_steps}, not below steps {self.steps}",
+        )
         return self
 
 
@@ -341,13 +354,17 @@ def dump_config(config: Config) -> str:
 
 
 def _explain(source: str, error: Any) -> str:
-    path = ".".join(str(p) for p in error["loc"] if not str(p).startswith(("function", "constrained", "literal")))
+    path = ".".join(
+        str(p) for p in error["loc"] if not str(p).startswith(("function", "constrained", "literal"))
+    )
     if error["type"] == "extra_forbidden":
         section: Any = Config
         for part in error["loc"][:-1]:
             field = section.model_fields.get(part) if hasattr(section, "model_fields") else None
             annotation = getattr(field, "annotation", None)
-            options = [a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")]
+            options = [
+                a for a in (annotation, *getattr(annotation, "__args__", ())) if hasattr(a, "model_fields")
+            ]
             section = options[0] if options else None
         names = ", ".join(f.alias or k for k, f in section.model_fields.items()) if section else ""
         return f"{source}: {path}: unknown key" + (f"; there are {names}" if names else "")

@@ -107,7 +107,7 @@ def smooth_l1(predictions: tf.Tensor, targets: tf.Tensor, beta: float = 1.0) -> 
 
 
 def iou_loss(predictions: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-    """`1 - IoU` of boxes `[..., 4]` in pixels: float32 `[...]` in [0, 1]. No gradient where they do not touch."""
+    """`1 - IoU` of boxes `[..., 4]` in pixels: float32 `[...]` in [0, 1]; flat where they do not touch."""
     return 1.0 - iou(predictions, targets)
 
 

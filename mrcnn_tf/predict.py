@@ -82,7 +82,9 @@ def predict_video(model: MaskRCNN, file: Path, target: Path, score: float) -> li
     try:
         rate = video.get(cv2.CAP_PROP_FPS) or 25.0
         total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
-        for number, frame in enumerate(tqdm(frames(video), total=total, desc=file.name, unit="frame", leave=False)):
+        for number, frame in enumerate(
+            tqdm(frames(video), total=total, desc=file.name, unit="frame", leave=False)
+        ):
             found = model.detect(frame, score_threshold=np.nextafter(np.float32(score), np.float32(-1)))
             picture = visualize.draw(frame, found, size=max(frame.shape[:2]))
             if writer is None:

@@ -55,9 +55,7 @@ def check_layer(
         try:
             layer = make()
             if reference is None:
-                # No weight stays at its initial zero or one, behind which a mistake could hide.
-                rng = np.random.default_rng(0)
-                weights = [w + rng.uniform(0.005, 0.02, w.shape) * rng.choice([-1, 1], w.shape) for w in layer.get_weights()]
+                weights = jittered(layer)
             layer.set_weights(weights)
             out = flat(run(layer))
             assert all(np.isfinite(x).all() for x in out), policy
@@ -71,6 +69,14 @@ def check_layer(
             check_gradients(layer, run, untrained)
         finally:
             keras.config.set_dtype_policy("float32")
+
+
+def jittered(layer: keras.layers.Layer) -> list[np.ndarray]:
+    """The weights, none left at its initial zero or one, behind which a mistake could hide."""
+    rng = np.random.default_rng(0)
+    return [
+        w + rng.uniform(0.005, 0.02, w.shape) * rng.choice([-1, 1], w.shape) for w in layer.get_weights()
+    ]
 
 
 def check_config(layer: keras.layers.Layer) -> None:
@@ -96,7 +102,8 @@ def check_gradients(layer: keras.layers.Layer, run: Callable[[Any], Any], untrai
         loss = tf.add_n(
             [
                 tf.reduce_sum(
-                    tf.cast(x, tf.float32) * tf.reshape(tf.cos(tf.range(tf.size(x), dtype=tf.float32)), tf.shape(x))
+                    tf.cast(x, tf.float32)
+                    * tf.reshape(tf.cos(tf.range(tf.size(x), dtype=tf.float32)), tf.shape(x))
                 )
                 for x in out
                 if x.dtype.is_floating

@@ -210,4 +210,4 @@ def colour_jitter(
     matrix = (1 + brightness) * np.linalg.inv(to_yiq) @ turn @ to_yiq
     mean = float(np.dot(matrix @ np.array(cv2.mean(image)[:3]), grey))
     matrix = np.column_stack([(1 + contrast) * matrix, np.full(3, -contrast * mean)])
-    return cv2.transform(image, matrix)
+    return np.asarray(cv2.transform(image, matrix), np.uint8)

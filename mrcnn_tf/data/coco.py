@@ -12,10 +12,16 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pycocotools import mask as coco_mask
 
 from mrcnn_tf.data.images import read_image
-from mrcnn_tf.data.structure import parse_box, parse_segmentation, read_json, structure_problems
+from mrcnn_tf.data.structure import (
+    Parsed,
+    mask_area,
+    parse_box,
+    parse_segmentation,
+    read_json,
+    structure_problems,
+)
 
 
 @dataclass(frozen=True)
@@ -27,7 +33,7 @@ class Instances:
         classes: int32 `[N]`, 1..K.
         crowd: bool `[N]`, regions of many instances, which count neither as object nor as background.
         has_mask: bool `[N]`.
-        segmentations: N times polygons (float32 arrays `[x, y, ...]`), a compressed RLE, or None.
+        segmentations: N times polygons (float64 arrays `[x, y, ...]`), a compressed RLE, or None.
         annotation_ids: int64 `[N]`, as in the file.
     """
 
@@ -84,7 +90,8 @@ class CocoDataset:
         self.name = "annotations" if isinstance(annotations, dict) else str(annotations)
         self.folder = None if images is None else Path(images)
         coco = self._load()
-        problem = next(structure_problems(coco), None)
+        parsed: dict[int, Parsed] = {}
+        problem = next(structure_problems(coco, parsed), None)
         if problem:
             raise ValueError(f"{self.name}: {problem} (`mrcnn check-data` lists everything)")
 
@@ -115,12 +122,12 @@ class CocoDataset:
         if self.folder is not None:
             _check_files(self.folder, self._files)
         self.dropped: Counter[str] = Counter()
-        self._read_instances([rows[i] for i in self.image_ids])
+        self._read_instances([rows[i] for i in self.image_ids], parsed)
 
     def _load(self) -> dict[str, Any]:
         return self.annotations if isinstance(self.annotations, dict) else read_json(self.annotations)
 
-    def _read_instances(self, rows: list[list[dict[str, Any]]]) -> None:
+    def _read_instances(self, rows: list[list[dict[str, Any]]], parsed: dict[int, Parsed]) -> None:
         """Put all instances into flat arrays, those of image i at `_starts[i]:_starts[i + 1]`."""
         number = {category: i + 1 for i, category in enumerate(self.category_ids)}
         boxes, classes, crowd, ids = [], [], [], []
@@ -128,8 +135,7 @@ class CocoDataset:
         self._starts = np.zeros(len(rows) + 1, np.int64)
         for i, (rows_of_image, (height, width)) in enumerate(zip(rows, self._sizes.tolist(), strict=True)):
             for row in rows_of_image:
-                segmentation = parse_segmentation(row.get("segmentation"), height, width)
-                y1, x1, y2, x2 = parse_box(row, segmentation)
+                y1, x1, y2, x2 = parsed[row["id"]].box
                 if not (y2 > y1 and x2 > x1):
                     self.dropped["box without area"] += 1
                     continue
@@ -141,7 +147,7 @@ class CocoDataset:
                 classes.append(number[row["category_id"]])
                 crowd.append(bool(row.get("iscrowd", 0)))
                 ids.append(row["id"])
-                self._segmentations.append(segmentation)
+                self._segmentations.append(parsed[row["id"]].segmentation)
             self._starts[i + 1] = len(boxes)
         self._boxes = np.array(boxes, np.float32).reshape(-1, 4)
         self._classes = np.array(classes, np.int32)
@@ -177,6 +183,10 @@ class CocoDataset:
         if self.folder is None:
             raise ValueError(f"{self.name}: images cannot be read, because no image folder was given")
         return self.folder / self._files[index]
+
+    def file_name(self, index: int) -> str:
+        """File name of an image as in the annotations."""
+        return self._files[index]
 
     def image(self, index: int) -> NDArray[np.uint8]:
         """Read an image: uint8 `[H, W, 3]`, RGB, of the size that the annotations say; see `read_image`."""
@@ -220,25 +230,17 @@ class CocoDataset:
 
 def _evaluation_row(row: dict[str, Any], height: int, width: int) -> dict[str, Any]:
     """The annotation with all that pycocotools needs and nothing that it misreads."""
+    row = {"iscrowd": 0, **row}
+    if isinstance(row.get("segmentation"), list):
+        row["segmentation"] = [polygon for polygon in row["segmentation"] if len(polygon) >= 6]
+    if not row.get("segmentation"):
+        row.pop("segmentation", None)
+    if "bbox" in row and "area" in row:
+        return row
     segmentation = parse_segmentation(row.get("segmentation"), height, width)
     y1, x1, y2, x2 = parse_box(row, segmentation)
-    row = {"iscrowd": 0, "bbox": [x1, y1, x2 - x1, y2 - y1], **row}
-    if segmentation is None:
-        row.pop("segmentation", None)
-    elif isinstance(segmentation, list):
-        row["segmentation"] = [polygon for polygon in row["segmentation"] if len(polygon) >= 6]
-    if "area" not in row:
-        row["area"] = _area(segmentation, row["bbox"], height, width)
-    return row
-
-
-def _area(segmentation: list[np.ndarray] | dict[str, Any] | None, bbox: list[float], h: int, w: int) -> float:
-    """Pixels of the mask, or of the box where there is none."""
-    if segmentation is None:
-        return float(bbox[2] * bbox[3])
-    if isinstance(segmentation, list):
-        segmentation = coco_mask.merge(coco_mask.frPyObjects([p.tolist() for p in segmentation], h, w))
-    return float(coco_mask.area(segmentation))
+    area = (y2 - y1) * (x2 - x1) if segmentation is None else mask_area(segmentation, height, width)
+    return {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(area), **row}
 
 
 def _check_names(wanted: Iterable[str], known: Sequence[str], file: str) -> None:

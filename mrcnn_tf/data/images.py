@@ -47,7 +47,7 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
         image = np.floor(image + 0.5).astype(np.uint8)
     elif image.dtype != np.uint8:
         raise ValueError(f"{path}: pixels of type {image.dtype}; convert the image to 8 or 16 bits")
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return np.asarray(cv2.cvtColor(image, cv2.COLOR_BGR2RGB), np.uint8)
 
 
 def read_bytes(path: str | Path) -> NDArray[np.uint8]:

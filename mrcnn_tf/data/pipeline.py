@@ -71,7 +71,7 @@ def training_batches(
     """
     _check(dataset, batch_size, canvas, min_sizes, max_size, scale_jitter, colour_jitter, max_instances)
     turned = _turned(dataset, canvas) if aspect_grouping else np.zeros(len(dataset), bool)
-    canvases = (tuple(canvas), tuple(canvas[::-1]))
+    canvases = (canvas[0], canvas[1]), (canvas[1], canvas[0])
 
     order = BatchOrder(turned, batch_size, seed)
 
@@ -81,13 +81,21 @@ def training_batches(
         rng = np.random.default_rng([seed, epoch, index])
         height, width = dataset.size(index)
         room = canvases[int(turned[index])]
-        flips = {"flip_x": flip and rng.random() < 0.5, "flip_y": vertical_flip and rng.random() < 0.5}
+        flip_x, flip_y = flip and rng.random() < 0.5, vertical_flip and rng.random() < 0.5
         if scale_jitter is not None:
-            view = augment.jittered_view(rng, height, width, canvas=room, scale=scale_jitter, **flips)
+            view = augment.jittered_view(
+                rng, height, width, canvas=room, scale=scale_jitter, flip_x=flip_x, flip_y=flip_y
+            )
         else:
-            min_size = min_sizes[rng.integers(len(min_sizes))]
-            limits = {"min_size": min_size, "max_size": max_size}
-            view = augment.whole_view(height, width, canvas=room, **limits, **flips)
+            view = augment.whole_view(
+                height,
+                width,
+                min_size=min_sizes[int(rng.integers(len(min_sizes)))],
+                max_size=max_size,
+                canvas=room,
+                flip_x=flip_x,
+                flip_y=flip_y,
+            )
         image = augment.view_image(view, dataset.image(index))
         if colour_jitter is not None:
             image = augment.colour_jitter(rng, image, colour_jitter)
@@ -154,7 +162,8 @@ def evaluation_batches(
         space = room[::-1] if turned[index] else room
         view = augment.whole_view(*image.shape[:2], min_size=min_size, max_size=max_size, canvas=space)
         if not canvas:
-            space = tuple(-(-side // multiple) * multiple for side in view.size)
+            height, width = view.size
+            space = -(-height // multiple) * multiple, -(-width // multiple) * multiple
         found = {"image": image, "size": view.size, "canvas": space, "image_ids": dataset.image_ids[index]}
         return {**found, "original_sizes": dataset.size(index)}
 

@@ -65,8 +65,8 @@ def _until_exit(function: Callable[..., Any], instead: Callable[..., Any]) -> Ca
     """Call `function` while the program runs and `instead` once it has begun to end.
 
     An iterator that is alive at the end (a global, or held by a traceback after Ctrl-C) has threads that go
-    on filling its buffers. If one of them enters Python while the interpreter is being taken down, the process
-    aborts or never ends. So the exit waits for running calls and lets later ones return at once.
+    on filling its buffers. If one of them enters Python while the interpreter is being taken down, the
+    process aborts or never ends. So the exit waits for running calls and lets later ones return at once.
     """
     gate = _Gate()
 

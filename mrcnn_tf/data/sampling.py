@@ -29,7 +29,8 @@ class BatchOrder:
         self._groups = np.asarray(groups)
         self._sizes = {g: int(n) for g, n in zip(*np.unique(self._groups, return_counts=True), strict=True)}
         self._batch_size, self._seed = batch_size, seed
-        self._epoch, self._batches = -1, []  # the epoch that was asked for last
+        self._epoch = -1  # the one that was asked for last
+        self._batches: list[list[tuple[int, int]]] = []
         self._lock = Lock()
 
     def batch(self, step: int) -> list[tuple[int, int]]:

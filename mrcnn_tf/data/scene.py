@@ -44,7 +44,7 @@ class _Shape:
     radius: float
     angle: float
     window: tuple[slice, slice]
-    distance: NDArray[np.float32]
+    distance: NDArray[np.float64]
 
 
 def draw_scene(
@@ -60,7 +60,7 @@ def draw_scene(
     shapes, labels = _place(rng, size, crowding, image.reshape(-1, 3).mean(axis=0))
     for shape in shapes:
         _paint(image, shape, rng)
-    image = cv2.GaussianBlur(image, (3, 3), 0.6)
+    image[:] = cv2.GaussianBlur(image, (3, 3), 0.6)
     image *= _field(rng, size, 2, 0.85, 1.1)[..., None]  # uneven light
     image += rng.integers(-5, 6, image.shape, np.int8)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8), _annotate(shapes, labels)
@@ -108,7 +108,10 @@ def _fit(
         angle = huddle.angle + rng.normal(0, 0.2)
         if members:
             neighbour = members[rng.integers(len(members))]
-            reach = (neighbour.radius + radius) * rng.uniform(1 - 0.55 * crowding, 1 - 0.2 * crowding)
+            # Up to a crowding of 0.5 neighbours touch, beyond it they lie on top of each other.
+            near = 0.5 * max(crowding - 0.5, 0)
+            spacing = rng.uniform(1 - 0.55 * crowding - near, 1 - 0.2 * crowding - near)
+            reach = (neighbour.radius + radius) * spacing
             towards = rng.uniform(0, 2 * np.pi)
             y = neighbour.centre[0] + reach * np.sin(towards)
             x = neighbour.centre[1] + reach * np.cos(towards)
@@ -168,8 +171,8 @@ def _local(
     return c * dx + s * dy, c * dy - s * dx
 
 
-# Outlines of the polygonal shapes in units of the radius, and each shape's signed distance. At concave corners
-# and for the ellipse it is an approximation; only the sign and the neighbourhood of zero count.
+# Outlines of the polygonal shapes in units of the radius, and each shape's signed distance. At concave
+# corners and for the ellipse it is an approximation; only the sign and the neighbourhood of zero count.
 
 _HALF = 0.76  # half side of the square
 _ARM = 0.32  # half width of the cross's arms
@@ -287,7 +290,7 @@ def _background(rng: np.random.Generator, size: int) -> NDArray[np.float32]:
 def _field(rng: np.random.Generator, size: int, cells: int, low: float, high: float) -> NDArray[np.float32]:
     """Smooth noise in [low, high]."""
     grid = rng.uniform(low, high, (cells, cells)).astype(np.float32)
-    return cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(cv2.resize(grid, (size, size), interpolation=cv2.INTER_LINEAR), np.float32)
 
 
 def _rgb(hue: float, saturation: float, value: float) -> NDArray[np.float32]:

@@ -59,7 +59,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     try:
         coco = json.loads(text)
     except json.JSONDecodeError as error:
-        cut = "; it ends in the middle, copy it again" if error.pos >= len(text.rstrip()) - 1 else ""
+        cut = "" if text.rstrip().endswith(("}", "]")) else "; it breaks off, copy it again"
         raise ValueError(
             f"{path}: not valid JSON at line {error.lineno} column {error.colno} "
             f"(character {error.pos} of {len(text)}): {error.msg}{cut}"
@@ -70,8 +70,21 @@ def read_json(path: str | Path) -> dict[str, Any]:
     return coco
 
 
-def structure_problems(coco: dict[str, Any]) -> Iterator[Problem]:
-    """Everything about ids, sizes, boxes and segmentations that makes annotations unusable; errors only."""
+@dataclass(frozen=True)
+class Parsed:
+    """A sound annotation: its box `(y1, x1, y2, x2)` and its segmentation, see `parse_segmentation`."""
+
+    box: tuple[float, ...]
+    segmentation: list[np.ndarray] | dict[str, Any] | None
+
+
+def structure_problems(coco: dict[str, Any], parsed: dict[int, Parsed] | None = None) -> Iterator[Problem]:
+    """Everything about ids, sizes, boxes and segmentations that makes annotations unusable; errors only.
+
+    Args:
+        coco: content of an annotation file.
+        parsed: filled with the annotations in which nothing is wrong, by id; complete at the end.
+    """
     for key in ("images", "annotations", "categories"):
         rows = coco.get(key, [] if key == "annotations" else None)
         if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
@@ -110,6 +123,7 @@ def structure_problems(coco: dict[str, Any]) -> Iterator[Problem]:
             "image_id": row.get("image_id"),
             "annotation_id": key,
         }
+        sound = isinstance(key, int) and key not in seen
         if not isinstance(key, int):
             yield Problem("error", "annotation record", "an annotation needs an integer 'id'", **where)
         elif key in seen:
@@ -122,14 +136,20 @@ def structure_problems(coco: dict[str, Any]) -> Iterator[Problem]:
         if row.get("category_id") not in categories:
             message = f"category {row.get('category_id')!r} is not among the file's categories; add it there"
             yield Problem("error", "unknown category", message, **where)
+            sound = False
         try:
-            size = image.get("height"), image.get("width")
-            parse_box(row, parse_segmentation(row.get("segmentation"), *size))
+            segmentation = parse_segmentation(
+                row.get("segmentation"), image.get("height"), image.get("width")
+            )
+            box = parse_box(row, segmentation)
         except ValueError as error:
             yield Problem("error", "annotation record", str(error), **where)
+            continue
+        if sound and parsed is not None:
+            parsed[key] = Parsed(box, segmentation)
 
 
-def parse_segmentation(raw: Any, height: int, width: int) -> list[np.ndarray] | dict[str, Any] | None:
+def parse_segmentation(raw: Any, height: Any, width: Any) -> list[np.ndarray] | dict[str, Any] | None:
     """A segmentation in compact form.
 
     Args:
@@ -137,11 +157,11 @@ def parse_segmentation(raw: Any, height: int, width: int) -> list[np.ndarray] | 
         height, width: size of the image.
 
     Returns:
-        Polygons as float32 arrays `[x, y, x, y, ...]` of three points or more; a compressed RLE; or None
+        Polygons as float64 arrays `[x, y, x, y, ...]` of three points or more; a compressed RLE; or None
         where there is no mask at all.
 
     Raises:
-        ValueError: if it is none of these, or the RLE's size is not the image's.
+        ValueError: if it is none of these, or an RLE is damaged or not of the image's size.
     """
     if not raw:
         return None
@@ -150,8 +170,8 @@ def parse_segmentation(raw: Any, height: int, width: int) -> list[np.ndarray] | 
             raise ValueError("an RLE segmentation needs 'size' and 'counts'")
         if list(raw["size"]) != [height, width]:
             raise ValueError(f"the RLE has size {list(raw['size'])}, but the image is [{height}, {width}]")
+        rle_counts(raw)  # refuses a damaged code, beyond the end of which pycocotools would read
         if isinstance(raw["counts"], list):
-            rle_counts(raw)  # refuses counts that do not fill the image, which pycocotools takes
             return coco_mask.frPyObjects(raw, height, width)
         return {"size": [height, width], "counts": raw["counts"]}
     if not isinstance(raw, list) or not all(isinstance(polygon, list) for polygon in raw):
@@ -159,7 +179,7 @@ def parse_segmentation(raw: Any, height: int, width: int) -> list[np.ndarray] | 
     polygons = []
     for polygon in raw:
         try:
-            points = np.array(polygon, np.float32)
+            points = np.array(polygon, np.float64)
         except (TypeError, ValueError):
             points = np.array([np.nan])
         if points.ndim != 1 or points.size % 2 or not np.isfinite(points).all():
@@ -193,9 +213,18 @@ def parse_box(
 def mask_box(segmentation: list[np.ndarray] | dict[str, Any]) -> tuple[float, float, float, float]:
     """Tight box `(y1, x1, y2, x2)` of a segmentation; zeros for an empty RLE."""
     if isinstance(segmentation, dict):
-        rle_counts(segmentation)  # pycocotools reads beyond the end of a damaged code
         x, y, width, height = coco_mask.toBbox(segmentation)
         return float(y), float(x), float(y + height), float(x + width)
     points = np.concatenate(segmentation).reshape(-1, 2)
     (x1, y1), (x2, y2) = points.min(axis=0), points.max(axis=0)
     return float(y1), float(x1), float(y2), float(x2)
+
+
+def mask_area(segmentation: list[np.ndarray] | dict[str, Any], height: int, width: int) -> float:
+    """Pixels of the image that a segmentation covers."""
+    if isinstance(segmentation, dict):
+        return float(coco_mask.area(segmentation))
+    # The rasteriser's memory grows with the length of the outline: points far outside are drawn nearer.
+    limits = np.array([[-width, -height], [2 * width, 2 * height]], np.float64)
+    polygons = [np.clip(polygon.reshape(-1, 2), *limits).reshape(-1).tolist() for polygon in segmentation]
+    return float(coco_mask.area(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width))))

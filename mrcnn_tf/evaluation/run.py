@@ -136,8 +136,8 @@ def evaluate_model(
     for i, found, proposals, seconds in detections_of(
         model, dataset, batch_size=batch_size, first=first, bar=bar
     ):
-        truth = dataset.instances(i)
-        recall.update(proposals, truth.boxes, crowd=truth.crowd)
+        instances = dataset.instances(i)
+        recall.update(proposals, instances.boxes, crowd=instances.crowd)
         results += found.to_coco(dataset.image_ids[i])
         seen.add(dataset.image_ids[i])
         if len(kept) < pictures:

@@ -44,6 +44,9 @@ def export_saved_model(model: MaskRCNN, folder: str | Path) -> Path:
     target = folder / str(max(versions, default=0) + 1)
     aside = folder / f".{target.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
+    backend = model.roi_align["backend"]
+    # The sparse matrices that a CPU trains with are stock too, but lean servers and converters may lack them.
+    model.roi_align["backend"] = "crop"
     try:
         archive = keras.export.ExportArchive()
         archive.track(model)
@@ -66,6 +69,8 @@ def export_saved_model(model: MaskRCNN, folder: str | Path) -> Path:
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise OSError(f"{target}: could not be written ({error}); earlier versions are untouched") from error
+    finally:
+        model.roi_align["backend"] = backend
     return target
 
 
@@ -74,7 +79,9 @@ def _from_pixels(model: MaskRCNN, images: tf.Tensor) -> dict[str, tf.Tensor]:
     size = resized_shape(original[0], original[1], model.min_size, model.max_size)
     canvas = (size + 31) // 32 * 32
     batch = tf.shape(images)[0]
-    images = tf.pad(resize(images, size), [[0, 0], [0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]])
+    images = tf.pad(
+        resize(images, size), [[0, 0], [0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]]
+    )
     sizes, originals = (tf.tile(tf.cast(s, tf.float32)[None], [batch, 1]) for s in (size, original))
     return _detect(model, images, sizes, originals)
 
@@ -98,7 +105,9 @@ def _from_bytes(model: MaskRCNN, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]
     return _detect(model, images, tf.cast(sizes, tf.float32), tf.cast(originals, tf.float32))
 
 
-def _detect(model: MaskRCNN, images: tf.Tensor, sizes: tf.Tensor, originals: tf.Tensor) -> dict[str, tf.Tensor]:
+def _detect(
+    model: MaskRCNN, images: tf.Tensor, sizes: tf.Tensor, originals: tf.Tensor
+) -> dict[str, tf.Tensor]:
     found = model({"images": images, "image_sizes": sizes}, training=False)
     scale = tf.tile(originals / sizes, [1, 2])[:, None, :]
     return {

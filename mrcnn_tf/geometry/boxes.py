@@ -10,8 +10,7 @@ import math
 
 import tensorflow as tf
 
-# exp() of a wild prediction must not overflow; a box may grow to 1000 / 16 times its anchor (Detectron's
-# bound).
+# exp() of a wild prediction must not overflow. A box may grow to 1000 / 16 times its anchor, as in Detectron.
 MAX_LOG_SCALE = math.log(1000.0 / 16.0)
 
 

@@ -22,13 +22,13 @@ def match(
         gt_valid: bool `[B, G]`; false on padding.
         high: an anchor is matched from this IoU on.
         low: an anchor is negative below this IoU; between the two it is ignored.
-        allow_low_quality: also match every anchor that, of all anchors, has the highest overlap with some box,
-            if that is above zero, so that no box goes without. Such an anchor, too, gets the box that it
+        allow_low_quality: also match every anchor that, of all anchors, has the highest overlap with some
+            box, if that is above zero, so that no box goes without. Such an anchor, too, gets the box that it
             overlaps most itself (as in detectron2 and torchvision), which may be another one.
 
     Returns:
-        int32 `[B, A]`: index of the box where matched, -1 where negative, -2 where ignored. All negative in an
-        image without boxes.
+        int32 `[B, A]`: index of the box where matched, -1 where negative, -2 where ignored. All negative in
+        an image without boxes.
 
     Raises:
         ValueError: `low` is above `high`.
@@ -49,7 +49,8 @@ def match_boxes(
 ) -> tf.Tensor:
     """`match` of `boxes.pairwise_iou(gt_boxes, anchors)` without ever holding that matrix.
 
-    A large image has 270 000 anchors: with 100 boxes the matrix and its parts take a gigabyte for every image.
+    A large image has 270 000 anchors: with 100 boxes the matrix and its parts take a gigabyte for every
+    image.
 
     Args:
         gt_boxes: `[B, G, 4]` in pixels.
@@ -91,8 +92,8 @@ def sample(
     Args:
         positive, negative: bool `[B, A]`, never both true; an anchor with neither is not drawn.
         count: how many in all.
-        positive_fraction: at most `int(count * positive_fraction)` are positive. Negatives fill what positives
-            leave.
+        positive_fraction: at most `int(count * positive_fraction)` are positive. Negatives fill what
+            positives leave.
         seed: int32 `[B, 2]`, one for each image; equal seeds give equal draws.
 
     Returns:

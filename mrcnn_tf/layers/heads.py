@@ -155,7 +155,11 @@ class MaskHead(keras.layers.Layer):
         for layer in self.convs:
             x = layer(x, training=training)
         x = self.deconv(x)
-        row = tf.zeros_like(classes) if self.class_agnostic else tf.clip_by_value(classes, 1, self.num_classes) - 1
+        row = (
+            tf.zeros_like(classes)
+            if self.class_agnostic
+            else tf.clip_by_value(classes, 1, self.num_classes) - 1
+        )
         row = tf.reshape(row, [-1])
         kernel = tf.cast(tf.gather(tf.convert_to_tensor(self.kernel), row), x.dtype)
         # The channels of the four places of a 2x2 cell stand side by side: one matrix product serves all four.

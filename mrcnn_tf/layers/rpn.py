@@ -56,9 +56,7 @@ class RPN(keras.layers.Layer):
 
     def _conv(self, name: str, filters: int, size: int, relu: bool = False) -> Conv:
         start = keras.initializers.RandomNormal(stddev=0.01)
-        return Conv(
-            filters, size, relu=relu, kernel_initializer=start, dtype=self.dtype_policy, name=name
-        )
+        return Conv(filters, size, relu=relu, kernel_initializer=start, dtype=self.dtype_policy, name=name)
 
     def build(self, channels: int) -> None:
         """`channels`: of every pyramid level."""

@@ -8,40 +8,18 @@ fetches the cells.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import tensorflow as tf
 
-from mrcnn_tf.geometry.boxes import area
+from mrcnn_tf.ops.sampling import assign_levels, cell_weights, grid
+
+__all__ = ["assign_levels", "roi_align"]
 
 BACKENDS = ("auto", "sparse", "crop", "gather")
 # Pixels. Further out no map reaches, and cell numbers would not fit an int32.
 FARTHEST = 1e6
-
-
-def assign_levels(
-    boxes: tf.Tensor, strides: Sequence[int], canonical_size: float = 224.0, canonical_level: int = 4
-) -> tf.Tensor:
-    """The pyramid level that a box is pooled from (Lin et al., 2017, equation 1).
-
-    Args:
-        boxes: `[..., 4]` in image pixels.
-        strides: of the levels, powers of two, each twice the one before.
-        canonical_size: a square box of this side, in pixels, belongs to level `canonical_level`; half the
-            side, one level less.
-        canonical_level: log2 of that level's stride.
-
-    Returns:
-        int32 `[...]`, index into `strides`.
-    """
-    first = int(strides[0]).bit_length() - 1
-    sizes = area(boxes)
-    level = tf.zeros(tf.shape(sizes), tf.int32)
-    for index in range(1, len(strides)):
-        # floor(log2) as a comparison of areas: no rounding where a box is exactly on a threshold.
-        side = canonical_size * 2.0 ** (first + index - canonical_level)
-        level += tf.cast(sizes >= side * side, tf.int32)
-    return level
 
 
 def roi_align(
@@ -99,58 +77,6 @@ def roi_align(
     return tf.ensure_shape(out, [*boxes.shape[:2], output_size, output_size, channels])
 
 
-# --- where the samples are -------------------------------------------------------------------------------
-
-
-def _grid(
-    low: tf.Tensor, high: tf.Tensor, stride: tf.Tensor, points: int, aligned: bool
-) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-    """Samples of boxes along one axis, in cells of the map whose centres are the integers.
-
-    Args:
-        low, high: float32 `[...]`, the boxes' ends in pixels.
-        stride: float32 `[...]` or scalar.
-        points: samples along a side.
-        aligned: that of `roi_align`.
-
-    Returns:
-        float32 `[...]`: a whole cell near the box, the first sample's distance from it, and the distance from
-        one sample to the next. Far from the origin, float32 could not hold the sum as exactly.
-    """
-    low, high = low / stride, high / stride
-    cell = tf.floor(low)
-    step = high - low if aligned else tf.maximum(high - low, 1.0)
-    step /= points
-    return cell, low - cell - (0.5 if aligned else 0.0) + 0.5 * step, step
-
-
-def _cells(
-    low: tf.Tensor, high: tf.Tensor, stride: tf.Tensor, size: tf.Tensor, points: int, aligned: bool
-) -> tuple[tf.Tensor, tf.Tensor]:
-    """The two cells on the sides of every sample along one axis, and their weights.
-
-    Args:
-        low, high, stride, points, aligned: those of `_grid`.
-        size: int32 `[...]` or scalar, cells of the map along this axis.
-
-    Returns:
-        int32 and float32 `[..., points, 2]`; the weights are zero for a sample out of reach.
-    """
-    cell, start, step = _grid(low, high, stride, points, aligned)
-    # expand_dims, not [..., None], which LiteRT does not know.
-    at = tf.expand_dims(start, -1) + tf.expand_dims(step, -1) * tf.range(points, dtype=tf.float32)
-    before = tf.floor(at)
-    share = at - before
-    before = tf.cast(before + tf.expand_dims(cell, -1), tf.int32)
-    size = tf.expand_dims(size, -1)
-    outside = (before < -1) | (before > size) | ((before == size) & (share > 0.0))
-    share = tf.where((before < 0) | (before >= size - 1), 0.0, share)
-    inside = tf.where(outside, 0.0, 1.0)
-    before = tf.clip_by_value(before, 0, size - 1)
-    after = tf.minimum(before + 1, size - 1)
-    return tf.stack([before, after], -1), tf.stack([(1.0 - share) * inside, share * inside], -1)
-
-
 # --- level by level: sparse and crop ---------------------------------------------------------------------
 
 
@@ -163,9 +89,7 @@ def _sparse(
     aligned: bool,
 ) -> tf.Tensor:
     """One product of a sparse matrix and a map's cells for each level."""
-
-    def weights(feature_map: tf.Tensor, stride: int, boxes: tf.Tensor, image: tf.Tensor) -> _Weights:
-        return _weights(feature_map, stride, boxes, image, output_size, sampling_ratio, aligned)
+    weights = partial(_weights, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned)
 
     def pool(feature_map: tf.Tensor, stride: int, boxes: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         cells = tf.reshape(feature_map, [-1, feature_map.shape[-1]])
@@ -192,7 +116,7 @@ def _crop(
         padded = tf.pad(feature_map, [[0, 0], [1, 1], [1, 1], [0, 0]], "SYMMETRIC")
         ends = []
         for low, high in ((0, 2), (1, 3)):
-            cell, start, step = _grid(boxes[:, low], boxes[:, high], float(stride), points, aligned)
+            cell, start, step = grid(boxes[:, low], boxes[:, high], float(stride), points, aligned)
             first = start + cell + 1.0
             ends.append(tf.stack([first, first + step * (points - 1)], -1))
         last = tf.cast(tf.shape(padded)[1:3] - 1, tf.float32)
@@ -202,14 +126,13 @@ def _crop(
             return crops
         return tf.nn.avg_pool2d(crops, sampling_ratio, sampling_ratio, "VALID")
 
-    def weights(feature_map: tf.Tensor, stride: int, boxes: tf.Tensor, image: tf.Tensor) -> _Weights:
-        return _weights(feature_map, stride, boxes, image, output_size, sampling_ratio, aligned)
-
     # crop_and_resize takes float16 but not bfloat16.
     maps = [f if f.dtype == tf.float16 else tf.cast(f, tf.float32) for f in feature_maps]
     # On a CPU its gradient loses updates: the threads add to the same cells without a lock.
-    own_gradient = bool(tf.config.list_logical_devices("GPU"))
-    return _by_level(pool, None if own_gradient else weights, maps, boxes, strides)
+    weights = None
+    if not tf.config.list_logical_devices("GPU"):
+        weights = partial(_weights, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned)
+    return _by_level(pool, weights, maps, boxes, strides)
 
 
 def _by_level(
@@ -242,29 +165,33 @@ def _by_level(
         own = [tf.cast(tf.where(levels == level)[:, 0], tf.int32) for level in range(len(strides))]
         return [(index, tf.gather(boxes, index), tf.gather(images, index)) for index in own]
 
-    def run(boxes: tf.Tensor, images: tf.Tensor, levels: tf.Tensor, *maps: tf.Tensor):
+    def forward(boxes: tf.Tensor, images: tf.Tensor, levels: tf.Tensor, *maps: tf.Tensor) -> tf.Tensor:
         own = members(boxes, images, levels)
         pooled = [pool(f, stride, *place) for f, stride, (_, *place) in zip(maps, strides, own, strict=True)]
+        return tf.dynamic_stitch([index for index, *_ in own], pooled)
 
+    if weights is None:
+        return forward(boxes, all_images, all_levels, *feature_maps)
+
+    @tf.custom_gradient
+    def run(boxes: tf.Tensor, images: tf.Tensor, levels: tf.Tensor, *maps: tf.Tensor):
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
             out = []
-            # SavedModel keeps gradients, too, and they may use nothing but arguments. In one graph TensorFlow
-            # sees that these members and weights are those of the forward pass.
+            # Made anew, because SavedModel keeps gradients, too, and they may use nothing but arguments. In one
+            # graph TensorFlow sees that members and weights are those of the forward pass.
             for f, stride, (index, *place) in zip(maps, strides, members(boxes, images, levels), strict=True):
                 bins = tf.reshape(tf.gather(upstream, index), [-1, f.shape[-1]])
                 product = _multiply(weights(f, stride, *place), bins, transpose=True)
                 out.append(tf.cast(tf.reshape(product, tf.shape(f)), f.dtype))
             return [None, None, None, *out]
 
-        return tf.dynamic_stitch([index for index, *_ in own], pooled), gradient
+        return forward(boxes, images, levels, *maps), gradient
 
-    if weights is None:
-        return run(boxes, all_images, all_levels, *feature_maps)[0]
-    return tf.custom_gradient(run)(boxes, all_images, all_levels, *feature_maps)
+    return run(boxes, all_images, all_levels, *feature_maps)
 
 
 class _Weights(NamedTuple):
-    """A sparse matrix: `indices` int64 `[n, 2]` in order of their rows, `values` float32 `[n]`, and its shape."""
+    """A sparse matrix: `indices` int64 `[n, 2]` ordered by row, `values` float32 `[n]`, and its shape."""
 
     indices: tf.Tensor
     values: tf.Tensor
@@ -277,11 +204,12 @@ def _weights(
     stride: int,
     boxes: tf.Tensor,
     image: tf.Tensor,
+    *,
     output_size: int,
     sampling_ratio: int,
     aligned: bool,
 ) -> _Weights:
-    """RoIAlign of one level as a matrix: a row for each bin of each box, a column for each cell of each image.
+    """RoIAlign of one level as a matrix: a row for each bin of each box, a column for each image's cell.
 
     Args:
         feature_map: `[B, H, W, C]`; only its shape matters.
@@ -291,8 +219,8 @@ def _weights(
     count = tf.shape(boxes)[0]
     batch, height, width = tf.unstack(tf.shape(feature_map)[:3])
     points, pairs = output_size * sampling_ratio, 2 * sampling_ratio
-    y, wy = _cells(boxes[:, 0], boxes[:, 2], float(stride), height, points, aligned)
-    x, wx = _cells(boxes[:, 1], boxes[:, 3], float(stride), width, points, aligned)
+    y, wy = cell_weights(boxes[:, 0], boxes[:, 2], float(stride), height, points, aligned)
+    x, wx = cell_weights(boxes[:, 1], boxes[:, 3], float(stride), width, points, aligned)
     # Box, bin's row, bin's column, then the cells that the bin takes part of.
     along_y, along_x = [count, output_size, 1, pairs, 1], [count, 1, output_size, 1, pairs]
     y = (y + image[:, None, None] * height) * width
@@ -330,7 +258,7 @@ def _gather(
     sampling_ratio: int,
     aligned: bool,
 ) -> tf.Tensor:
-    """All levels' cells in one table, four rows of it for each sample; every shape follows from the inputs'."""
+    """All levels' cells in one table, four rows of it for each sample; no shape depends on values."""
     channels = feature_maps[0].shape[-1]
     points = output_size * sampling_ratio
     batch, count = tf.unstack(tf.shape(boxes)[:2])
@@ -342,8 +270,8 @@ def _gather(
     first += tf.expand_dims(tf.range(batch), 1) * tf.gather(cells, level)
     size = tf.gather(shapes, level)
     stride = tf.gather(tf.constant(strides, tf.float32), level)
-    y, wy = _cells(boxes[..., 0], boxes[..., 2], stride, size[..., 0], points, aligned)
-    x, wx = _cells(boxes[..., 1], boxes[..., 3], stride, size[..., 1], points, aligned)
+    y, wy = cell_weights(boxes[..., 0], boxes[..., 2], stride, size[..., 0], points, aligned)
+    x, wx = cell_weights(boxes[..., 1], boxes[..., 3], stride, size[..., 1], points, aligned)
     y = y * tf.reshape(size[..., 1], [batch, count, 1, 1]) + tf.reshape(first, [batch, count, 1, 1])
     wy /= float(sampling_ratio**2)
     y, wy = tf.expand_dims(y, -2), tf.expand_dims(wy, -2)
@@ -356,7 +284,7 @@ def _gather(
         rows, weights = corners[:4], corners[4:]
 
         def gradient(upstream: tf.Tensor) -> list[tf.Tensor | None]:
-            # One corner after the other into the same tensor: left to TensorFlow, all four would lie in memory.
+            # One corner after the other into one tensor; left to TensorFlow, all four would lie in memory.
             bins = tf.reshape(upstream, [-1, output_size, 1, output_size, 1, channels])
             out = tf.zeros_like(table)
             for row, weight in zip(rows, weights, strict=True):

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import keras
 import numpy as np
@@ -283,10 +284,15 @@ class SaveAndStop(StepCallback):
             self.model.stop_training = True
 
 
+def innermost(optimizer: Any) -> Any:
+    """The optimiser itself, without the wrapper that scales the loss."""
+    return getattr(optimizer, "inner_optimizer", optimizer)
+
+
 @contextmanager
 def averaged(model: keras.Model) -> Iterator[None]:
     """Within it the model has the moving average of its weights, if its optimiser keeps one."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = innermost(model.optimizer)
     if not optimizer.use_ema:
         yield
         return
@@ -305,4 +311,6 @@ def read_history(path: Path) -> list[dict[str, float]]:
     if not path.exists():
         return []
     with path.open(newline="") as file:
-        return [{k: float(v) if k != "step" else int(v) for k, v in row.items()} for row in csv.DictReader(file)]
+        return [
+            {k: float(v) if k != "step" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
+        ]

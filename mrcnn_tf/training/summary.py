@@ -40,10 +40,11 @@ def summary(
         + (f", going on from step {start}" if start else ""),
     ]
     for dataset in (train_set, val_set):
-        dropped = dict(getattr(dataset, "dropped", None) or {})
-        if dropped:
-            what = ", ".join(f"{count} {reason}" for reason, count in dropped.items())
-            lines.append(f"note       {dataset.name}: instances not used: {what} (mrcnn check-data lists them)")
+        if dataset is not None and dataset.dropped:
+            what = ", ".join(f"{count} {reason}" for reason, count in dataset.dropped.items())
+            lines.append(
+                f"note       {dataset.name}: instances not used: {what} (mrcnn check-data lists them)"
+            )
     images, instances = left_out(train_set, config.data.max_instances)
     if images:
         lines.append(

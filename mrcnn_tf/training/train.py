@@ -22,7 +22,14 @@ from mrcnn_tf.evaluation.coco import format_table
 from mrcnn_tf.evaluation.run import EvaluationResult, check_classes, evaluate_model
 from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
-from mrcnn_tf.training.callbacks import Progress, SaveAndStop, StopIfNotFinite, TensorBoard, Validate, averaged
+from mrcnn_tf.training.callbacks import (
+    Progress,
+    SaveAndStop,
+    StopIfNotFinite,
+    TensorBoard,
+    Validate,
+    innermost,
+)
 from mrcnn_tf.training.checkpoints import Checkpoints, load_model, save_aside
 from mrcnn_tf.training.optimizers import Schedule, make_optimizer
 from mrcnn_tf.training.summary import summary
@@ -47,7 +54,9 @@ class Run:
     finished: bool
 
 
-def train(config: Config, *, resume: bool = False, callbacks: list[keras.callbacks.Callback] | None = None) -> Run:
+def train(
+    config: Config, *, resume: bool = False, callbacks: list[keras.callbacks.Callback] | None = None
+) -> Run:
     """Trains, evaluates, draws and exports.
 
     Writes to the run folder: `config.yaml` as resolved, `history.csv`, `losses.png`, `ap.png`, `metrics.json`,
@@ -159,7 +168,7 @@ def finish(
     board: TensorBoard | None,
 ) -> Run:
     """What comes after the last step: averaged weights, metrics, pictures, files."""
-    optimizer = getattr(model.optimizer, "inner_optimizer", model.optimizer)
+    optimizer = innermost(model.optimizer)
     if optimizer.use_ema:
         optimizer.finalize_variable_values(model.trainable_weights)
     save_aside(model, folder / "model.keras")

@@ -1,6 +1,7 @@
 """Writes tfa_losses.json: focal loss and GIoU as tensorflow-addons 0.23.0 computes them.
 
-tensorflow-addons is archived and works with TensorFlow up to 2.15 and Python up to 3.11, so it needs its own environment:
+tensorflow-addons is archived and works with TensorFlow up to 2.15 and Python up to 3.11, so it needs its own
+environment:
 
     python3.11 -m venv tfa && tfa/bin/pip install tensorflow==2.15.1 tensorflow-addons==0.23.0
     tfa/bin/python tests/golden/make_tfa_golden.py

@@ -47,7 +47,9 @@ def test_folded_norm_is_conv_then_norm():
         w.assign(rng.uniform(0.5, 1.5, w.shape) if "variance" in w.path else rng.normal(size=w.shape))
     x, n = image(), layer.norm
     y = tf.nn.conv2d(x, layer.kernel.numpy(), 1, "SAME").numpy().astype(np.float64) + layer.bias.numpy()
-    y = (y - n.moving_mean.numpy()) / np.sqrt(n.moving_variance.numpy() + 1e-5) * n.gamma.numpy() + n.beta.numpy()
+    y = (y - n.moving_mean.numpy()) / np.sqrt(
+        n.moving_variance.numpy() + 1e-5
+    ) * n.gamma.numpy() + n.beta.numpy()
     np.testing.assert_allclose(layer(x), np.maximum(y, 0), atol=2e-4)
     assert layer.trainable_weights == [layer.kernel, layer.bias]
 

@@ -30,7 +30,9 @@ def test_normalize():
     images = tf.fill([1, 2, 2, 3], tf.constant(40, tf.uint8))
     out = layer(images, tf.constant([[2.0, 1.0]])).numpy()
     np.testing.assert_allclose(out[0, 0, 0], [30, 10, 2])
-    np.testing.assert_array_equal(out[0, :, 1], 0)  # beyond the image: zero, not what the canvas was filled with
+    np.testing.assert_array_equal(
+        out[0, :, 1], 0
+    )  # beyond the image: zero, not what the canvas was filled with
 
 
 def test_normalize_bgr():

@@ -66,7 +66,9 @@ def test_keras_applications_weights_give_its_features():
         np.testing.assert_allclose(x, y, atol=1e-4 * float(tf.reduce_max(tf.abs(y))))
 
 
-@pytest.mark.parametrize("freeze_at,first", [(0, "stem"), (1, "stage2_block1"), (2, "stage3_block1"), (5, None)])
+@pytest.mark.parametrize(
+    "freeze_at,first", [(0, "stem"), (1, "stage2_block1"), (2, "stage3_block1"), (5, None)]
+)
 def test_freezing(freeze_at, first):
     layer = ResNet(18, norm="batch", freeze_at=freeze_at, width=8)
     layer.build()
@@ -95,7 +97,12 @@ def test_checkpointing_changes_nothing():
 
 
 @pytest.mark.parametrize(
-    "bad,message", [({"depth": 51}, "depth is 51"), ({"dialect": "x"}, "dialect is 'x'"), ({"freeze_at": 6}, "freeze_at is 6")]
+    "bad,message",
+    [
+        ({"depth": 51}, "depth is 51"),
+        ({"dialect": "x"}, "dialect is 'x'"),
+        ({"freeze_at": 6}, "freeze_at is 6"),
+    ],
 )
 def test_bad_arguments(bad, message):
     with pytest.raises(ValueError, match=message):

@@ -12,7 +12,9 @@ def features(dtype=tf.float32, channels=6):
 
 
 def small(**kwargs):
-    layer = RPN(8, anchor_sizes=((8,), (16,), (24,), (32,), (48,)), pre_nms=(40, 30), post_nms=(20, 10), **kwargs)
+    layer = RPN(
+        8, anchor_sizes=((8,), (16,), (24,), (32,), (48,)), pre_nms=(40, 30), post_nms=(20, 10), **kwargs
+    )
     layer.build(6)
     return layer
 

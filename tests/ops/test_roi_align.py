@@ -62,8 +62,8 @@ def gradients(feature_maps, boxes, upstream, **options) -> list[np.ndarray]:
     return [g.numpy() for g in tape.gradient(loss, feature_maps)]
 
 
-# A linear map has the value 5 y + x at any place, so these are the bins' centres. Without `aligned` every place is
-# half a cell too far down and right.
+# A linear map has the value 5 y + x at any place, so these are the bins' centres. Without `aligned` every
+# place is half a cell too far down and right.
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("aligned", "first"), [(True, 4.5), (False, 7.5)])
 def test_linear_map_by_hand(backend, aligned, first):
@@ -87,13 +87,35 @@ def test_border_by_hand(backend):
     np.testing.assert_allclose(out.numpy().ravel(), [1.0 / 4], atol=1e-6)
 
 
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    ("place", "expected"),
+    [(-1.001, 0), (-1.0, 1), (-0.5, 1), (0.5, 1.5), (2.0, 3), (2.5, 3), (3.0, 3), (3.001, 0)],
+)
+def test_reach_of_the_border_by_hand(backend, place, expected):
+    # One sample on a map of three cells a side: along one axis at `place`, along the other on the middle cell.
+    for axis in (0, 1):
+        values = np.broadcast_to(np.array([1, 2, 3], np.float32), (3, 3))
+        values = values.T if axis == 0 else values
+        centre = np.full(2, 1.5)
+        centre[axis] = place + 0.5
+        box = np.concatenate([centre - 0.5, centre + 0.5]).astype(np.float32)
+        out = roi_align(
+            [values[None, :, :, None]],
+            box[None, None],
+            strides=(1,),
+            output_size=1,
+            sampling_ratio=1,
+            backend=backend,
+        )
+        np.testing.assert_allclose(out.numpy().ravel(), [expected], atol=1e-6)
+
+
 @pytest.mark.parametrize("output_size", [7, 14])
 @pytest.mark.parametrize("sampling_ratio", [1, 2, 3, 4])
 @pytest.mark.parametrize("aligned", [True, False])
 def test_equals_reference(aligned, sampling_ratio, output_size):
-    options = dict(
-        strides=STRIDES, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned
-    )
+    options = dict(strides=STRIDES, output_size=output_size, sampling_ratio=sampling_ratio, aligned=aligned)
     expected = reference.roi_align(maps(), BOXES, **options)
     for backend in BACKENDS:
         # Both ways: the graph optimiser rewrites divisions.
@@ -126,7 +148,8 @@ def test_far_end_of_a_large_map(backend, error):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradient_has_the_same_bits_every_time(backend):
-    # 600 boxes on the same few cells: threads that add to a cell without order, or lose an addition, show here.
+    # 600 boxes on the same few cells: threads that add to a cell without order, or lose an addition, show
+    # here.
     rng = np.random.default_rng(2)
     corner = rng.uniform(0, 40, (1, 600, 2))
     boxes = np.concatenate([corner, corner + rng.uniform(30, 60, (1, 600, 2))], -1).astype(np.float32)
@@ -219,6 +242,7 @@ def test_gather_compiles_with_xla():
         np.testing.assert_allclose(a, b, atol=1e-4)
 
 
+@pytest.mark.filterwarnings("ignore:.*tf.lite.Interpreter is deprecated")
 def test_gather_converts_to_litert():
     class Pool(tf.Module):
         @tf.function(input_signature=[tf.TensorSpec([1, 24, 32, 3]), tf.TensorSpec([1, 10, 4])])

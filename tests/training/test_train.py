@@ -1,0 +1,223 @@
+"""Training as a whole, on generated data of a few images."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+
+import mrcnn_tf
+from mrcnn_tf.config import ConfigError, make_config
+from mrcnn_tf.training.callbacks import NotFinite
+from mrcnn_tf.training.train import make_strategy, train
+from tests.tiny import CONFIG
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def tiny(**changes):
+    """`CONFIG` with dotted keys changed."""
+    values = json.loads(json.dumps(CONFIG))
+    for key, value in changes.items():
+        section = values
+        *path, last = key.split("__")
+        for part in path:
+            section = section.setdefault(part, {})
+        section[last] = value
+    return make_config(values)
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def weights_of(path):
+    return mrcnn_tf.load_model(path).get_weights()
+
+
+def test_a_run_leaves_what_the_readme_promises(here):
+    run = train(tiny())
+    assert run.finished and run.folder == Path("runs/tiny")
+    assert {p.name for p in run.folder.iterdir()} == {
+        "config.yaml",
+        "history.csv",
+        "losses.png",
+        "ap.png",
+        "metrics.json",
+        "predictions.json",
+        "validation.png",
+        "checkpoints",
+        "model.keras",
+    }
+    assert {p.name for p in (run.folder / "checkpoints").iterdir()} == {
+        "best.keras",
+        "state.json",
+        "step_0000002.keras",
+        "step_0000004.keras",
+    }
+    metrics = json.loads((run.folder / "metrics.json").read_text())
+    assert {f"{kind}/{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75", "AR100")} <= set(metrics)
+    assert {"proposals/recall@100", "proposals/recall@300", "proposals/recall@1000"} <= set(metrics)
+    rows = list(csv.DictReader((run.folder / "history.csv").open()))
+    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4]
+    assert {"loss", "mask_loss", "learning_rate", "images_per_second", "proposal_recall", "roi_positives"} <= set(rows[0])
+    for name in ("losses.png", "ap.png", "validation.png"):
+        assert cv2.imread(str(run.folder / name)).std() > 5
+    assert (here / "saved_models/tiny/1/saved_model.pb").exists() and run.saved_model == Path("saved_models/tiny/1")
+    # A second run moves the first aside and exports the next version.
+    again = train(tiny(train__steps=2))
+    assert (here / "runs/tiny.1/model.keras").exists() and again.saved_model == Path("saved_models/tiny/2")
+
+
+def test_the_same_seed_gives_the_same_bits(here):
+    first = train(tiny(name="a", train__steps=3, evaluation__every=0)).model.get_weights()
+    second = train(tiny(name="b", train__steps=3, evaluation__every=0)).model.get_weights()
+    other = train(tiny(name="c", seed=1, train__steps=3, evaluation__every=0)).model.get_weights()
+    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+class Interrupt(keras.callbacks.Callback):
+    """Sends Ctrl-C in the middle of a run."""
+
+    def __init__(self, after):
+        super().__init__()
+        self.after = after
+
+    def on_train_batch_begin(self, batch, logs=None):
+        if batch == self.after:
+            import signal
+
+            signal.raise_signal(signal.SIGINT)
+
+
+@pytest.mark.parametrize("precision,optimizer", [("float32", "sgd"), ("mixed_float16", "adamw")])
+def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(here, precision, optimizer):
+    changes = {
+        "precision": precision,
+        "train__optimizer": optimizer,
+        "train__steps": 6,
+        "train__ema": 0.5,
+        "train__checkpoint_every": 100,
+        "evaluation__every": 2,
+        "train__clip_norm": 1.0,
+    }
+    whole = train(tiny(name="whole", **changes))
+    config = tiny(name="parts", **changes)
+    stopped = train(config, callbacks=[Interrupt(2)])
+    assert not stopped.finished
+    assert [p.name for p in Path("runs/parts/checkpoints").glob("step_*")] == ["step_0000003.keras"]
+    resumed = train(config, resume=True)
+    assert resumed.finished
+    for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(whole.model.optimizer.variables, resumed.model.optimizer.variables, strict=True):
+        np.testing.assert_array_equal(a, b)
+    rows = list(csv.DictReader(Path("runs/parts/history.csv").open()))
+    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6]
+    assert {k: v for k, v in whole.metrics.items() if k != "images_per_second"} == {
+        k: v for k, v in resumed.metrics.items() if k != "images_per_second"
+    }
+
+
+REPLICAS = """
+import sys, numpy as np, tensorflow as tf
+cpu = tf.config.list_physical_devices("CPU")[0]
+tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
+from tests.training.test_train import tiny
+from mrcnn_tf.training.train import train
+devices, precision, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
+run = train(tiny(name=f"r{devices}", precision=precision, train__devices=devices, train__batch_size=4, train__steps=3,
+                 train__clip_norm=0.5, evaluation__every=0, export__saved_model=False))
+np.savez(out, *run.model.get_weights())
+"""
+
+
+@pytest.mark.parametrize("precision,bound", [("float32", 1e-5), ("mixed_float16", 2e-3)])
+def test_two_replicas_are_one(here, precision, bound):
+    """Two replicas with two images each, against one with four: the same weights after three steps."""
+    for devices in (1, 2):
+        command = [sys.executable, "-c", REPLICAS, str(devices), precision, str(here / f"w{devices}.npz")]
+        done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr[-2000:]
+    one, two = np.load("w1.npz"), np.load("w2.npz")
+    for name in one.files:
+        np.testing.assert_allclose(two[name], one[name], atol=bound, rtol=0, err_msg=name)
+
+
+def environment():
+    import os
+
+    return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
+
+
+def test_batch_that_cannot_be_split():
+    devices = len(tf.config.list_logical_devices("CPU"))
+    with pytest.raises(ConfigError, match=f"train.devices: is {devices + 1}, but there are {devices} CPU devices"):
+        make_strategy(devices + 1, 4)
+
+
+def test_batch_that_is_not_divisible(here):
+    code = REPLICAS.replace("train__batch_size=4", "train__batch_size=3")
+    done = subprocess.run(
+        [sys.executable, "-c", code, "2", "float32", "x.npz"], env=environment(), capture_output=True, text=True
+    )
+    last = done.stderr.strip().splitlines()[-1]
+    assert "train.batch_size: is 3, not divisible by the 2 devices; take 4" in last
+
+
+def test_loss_that_is_not_finite(here):
+    config = tiny(train__learning_rate=1e30, train__steps=20, train__warmup_steps=0, evaluation__every=0)
+    with pytest.raises(NotFinite, match=r"step \d+: .*_loss.* not finite, on images \d+, \d+\. Lower train.learning_rate"):
+        train(config)
+    for path in Path("runs/tiny/checkpoints").glob("step_*.keras"):
+        assert all(np.isfinite(w).all() for w in weights_of(path))
+
+
+def test_init_from(here):
+    first = train(tiny(name="a", train__steps=2, evaluation__every=0))
+    second = train(tiny(name="b", init_from="runs/a/model.keras", train__steps=2, train__learning_rate=1e-12))
+    for a, b in zip(first.model.trainable_weights, second.model.trainable_weights, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-8)
+    with pytest.raises(ConfigError, match="another architecture"):
+        train(tiny(name="c", init_from="runs/a/model.keras", model__fpn__channels=24))
+    with pytest.raises(ValueError, match="has 2 classes .* but the model has 6"):
+        train(tiny(name="d", init_from="runs/a/model.keras", data__train={"classes": ["disc", "star"]},
+                   data__val={"classes": ["disc", "star"]}))
+
+
+def test_accumulated_options_train(here):
+    """Colour and scale jitter, TensorBoard, gradient checkpointing, AdamW with focal, GIoU and Dice losses."""
+    run = train(
+        tiny(
+            train__steps=2,
+            train__optimizer="adamw",
+            train__tensorboard=True,
+            data__scale_jitter=[0.5, 1.5],
+            data__colour_jitter=[0.4, 0.4, 0.4, 0.1],
+            model__backbone__checkpointing=True,
+            model__class_loss="sigmoid_focal",
+            model__box_loss="giou",
+            model__mask_loss="dice",
+        )
+    )
+    assert run.finished and list((run.folder / "tensorboard").glob("events*"))
+
+
+def test_missing_data(here):
+    values = {"data": {"generated": None, "canvas": [64, 64]}, "model": {"min_size": 64, "max_size": 64}}
+    with pytest.raises(ConfigError, match=r"data\.train\.annotations is not set"):
+        train(make_config(values))
+    values["data"]["train"] = {"annotations": "none.json", "images": "none"}
+    with pytest.raises(FileNotFoundError, match=r"none\.json"):
+        train(make_config(values))

@@ -132,7 +132,7 @@ class Model(Section):
     mask_loss: Literal["binary_cross_entropy", "dice"] = "binary_cross_entropy"
     rpn_beta: NotNegative = 1 / 9
     box_beta: NotNegative = 1.0
-    loss_weights: LossWeights = LossWeights()
+    loss_weights: LossWeights = Field(default_factory=lambda: LossWeights.model_validate({}))
     score_threshold: Share = 0.05
     nms_threshold: Share = 0.5
     max_detections: Count = 100

@@ -43,39 +43,46 @@ def predict_paths(model: MaskRCNN, paths: Sequence[str], out: str | Path, *, sco
     names = output_names(files)
     entries: list[dict[str, Any]] = []
     failed: list[str] = []
-    found_in_all = 0
+    first = 1  # COCO wants a number for each image: these count pictures and frames
     for file in tqdm(files, unit="file", dynamic_ncols=True):
         try:
             if file.suffix.lower() in VIDEOS:
-                rows = predict_video(model, file, folder / f"{names[file]}.mp4", score)
+                rows = predict_video(model, file, folder / f"{names[file]}.mp4", score, first)
             else:
-                rows = predict_image(model, file, folder / f"{names[file]}.png", score)
+                rows = predict_image(model, file, folder / f"{names[file]}.png", score, first)
         except (ValueError, OSError) as error:
             failed.append(str(error))
             tqdm.write(f"error: {error}", file=sys.stderr)
             continue
-        found_in_all += len(rows)
         entries += rows
+        first = rows[-1]["image_id"] + 1 if rows else first + 1
     aside = folder / "predictions.partial"
     aside.write_text(json.dumps(entries))
     os.replace(aside, folder / "predictions.json")
     print(
-        f"{len(files) - len(failed)} of {len(files)} files done, {found_in_all} detections from score {score} on; "
+        f"{len(files) - len(failed)} of {len(files)} files done, {len(entries)} detections from score {score} on; "
         f"pictures and predictions.json are in {folder}"
     )
     return failed
 
 
-def predict_image(model: MaskRCNN, file: Path, target: Path, score: float) -> list[dict[str, Any]]:
-    """Draws one picture; returns its COCO results, each with the file's name."""
+def predict_image(
+    model: MaskRCNN, file: Path, target: Path, score: float, number: int
+) -> list[dict[str, Any]]:
+    """Draws one picture; returns its COCO results with this image id, each with the file's name."""
     image = read_image(file)
     found = model.detect(image, score_threshold=np.nextafter(np.float32(score), np.float32(-1)))
     visualize.save(target, visualize.draw(image, found))
-    return [{**row, "file_name": str(file)} for row in found.to_coco(file.name)]
+    return [{**row, "file_name": str(file)} for row in found.to_coco(number)]
 
 
-def predict_video(model: MaskRCNN, file: Path, target: Path, score: float) -> list[dict[str, Any]]:
-    """Draws every frame of a video; returns the COCO results, each with the file's name and the frame's number."""
+def predict_video(
+    model: MaskRCNN, file: Path, target: Path, score: float, first: int
+) -> list[dict[str, Any]]:
+    """Draws every frame of a video; returns COCO results, each with the file's name and the frame's number.
+
+    Image ids count the frames from `first` on, frame numbers from 0.
+    """
     rows: list[dict[str, Any]] = []
     video = cv2.VideoCapture(str(file))
     writer = None
@@ -89,11 +96,13 @@ def predict_video(model: MaskRCNN, file: Path, target: Path, score: float) -> li
             picture = visualize.draw(frame, found, size=max(frame.shape[:2]))
             if writer is None:
                 size = picture.shape[1], picture.shape[0]
-                writer = cv2.VideoWriter(str(target), cv2.VideoWriter_fourcc(*"mp4v"), rate, size)
+                writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
                 if not writer.isOpened():
                     raise OSError(f"{target}: OpenCV cannot write this video; is the folder writable?")
             writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            rows += [{**row, "file_name": str(file), "frame": number} for row in found.to_coco(number)]
+            rows += [
+                {**row, "file_name": str(file), "frame": number} for row in found.to_coco(first + number)
+            ]
     finally:
         video.release()
         if writer is not None:

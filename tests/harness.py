@@ -74,9 +74,7 @@ def check_layer(
 def jittered(layer: keras.layers.Layer) -> list[np.ndarray]:
     """The weights, none left at its initial zero or one, behind which a mistake could hide."""
     rng = np.random.default_rng(0)
-    return [
-        w + rng.uniform(0.005, 0.02, w.shape) * rng.choice([-1, 1], w.shape) for w in layer.get_weights()
-    ]
+    return [w + rng.uniform(0.005, 0.02, w.shape) * rng.choice([-1, 1], w.shape) for w in layer.get_weights()]
 
 
 def check_config(layer: keras.layers.Layer) -> None:

@@ -39,7 +39,9 @@ def test_base_file_has_every_key_with_its_default_and_an_explanation():
 def test_inheritance_and_overrides(tmp_path):
     (tmp_path / "a.yaml").write_text("name: a\ntrain: {steps: 10, warmup_steps: 2, milestones: [5, 8]}\n")
     (tmp_path / "b.yaml").write_text("base: a.yaml\nname: b\ntrain: {batch_size: 4, milestones: [6]}\n")
-    config = load_config(tmp_path / "b.yaml", ["train.batch_size=8", "data.flip=false", "train.clip_norm=null"])
+    config = load_config(
+        tmp_path / "b.yaml", ["train.batch_size=8", "data.flip=false", "train.clip_norm=null"]
+    )
     assert (config.name, config.train.steps, config.train.batch_size) == ("b", 10, 8)
     assert config.train.milestones == [6]  # a list replaces the base's
     assert config.data.flip is False and config.run_folder == Path("runs/b")
@@ -53,11 +55,17 @@ def test_inheritance_and_overrides(tmp_path):
         ({"train": {"batch_size": "four"}}, r"train\.batch_size: .*integer.*not 'four'"),
         ({"train": {"batch_size": 0}}, r"train\.batch_size: .*greater than or equal to 1, not 0"),
         ({"model": {"backbone": {"depth": 51}}}, r"model\.backbone\.depth: .*18, 34, 50 or 101, not 51"),
-        ({"model": {"loss_weights": {"masks": 1}}}, r"model\.loss_weights\.masks: unknown key; .*class, box, mask"),
+        (
+            {"model": {"loss_weights": {"masks": 1}}},
+            r"model\.loss_weights\.masks: unknown key; .*class, box, mask",
+        ),
         ({"model": {"min_size": 900, "max_size": 800}}, r"model\.min_size is 900, above max_size 800"),
         ({"model": {"roi_fg_iou": 0.4}}, r"model\.roi_bg_iou is 0\.5, above roi_fg_iou 0\.4"),
         ({"model": {"min_proposals": 5}}, r"model\.min_proposals acts only with proposal_source truth"),
-        ({"model": {"backbone": {"weights": "imagenet"}}}, r"model\.backbone\.weights imagenet .*dialect keras"),
+        (
+            {"model": {"backbone": {"weights": "imagenet"}}},
+            r"model\.backbone\.weights imagenet .*dialect keras",
+        ),
         ({"data": {"canvas": [100, 128]}}, r"data\.canvas .* multiples of 32"),
         ({"data": {"canvas": [512, 512]}}, r"data\.canvas .* too small"),
         ({"data": {"generated": {}, "train": {"annotations": "a"}}}, r"data\.generated and train paths"),
@@ -101,7 +109,9 @@ def test_report_recipe(size):
     train, model, data = config.train, config.model, config.data
     assert (train.optimizer, train.schedule, train.weight_decay) == ("adamw", "cosine", 1e-4)
     assert train.learning_rate == 5e-4 and train.batch_size == 16 and train.clip_norm
-    assert config.precision == "mixed_float16" and data.flip and data.colour_jitter and data.train.first == 50000
+    assert (
+        config.precision == "mixed_float16" and data.flip and data.colour_jitter and data.train.first == 50000
+    )
     assert model.rpn.channels == 512 and len(model.rpn.anchor_sizes[0]) * len(model.rpn.aspect_ratios) == 9
     assert model.proposal_source == "truth" and model.min_proposals == 15 and model.backbone.depth == size
     assert (model.rpn_class_loss, model.class_loss) == ("sigmoid_focal", "sigmoid_focal")
@@ -111,5 +121,14 @@ def test_report_recipe(size):
 def test_detectron_recipe():
     config = load_config(CONFIGS / "mask_rcnn_r50_fpn_coco_1x.yaml")
     train, model = config.train, config.model
-    assert (train.steps, train.milestones, train.batch_size, train.learning_rate) == (90000, [60000, 80000], 16, 0.02)
-    assert model.backbone.dialect == "caffe2" and model.aligned is False and model.box_beta == pytest.approx(1 / 9)
+    assert (train.steps, train.milestones, train.batch_size, train.learning_rate) == (
+        90000,
+        [60000, 80000],
+        16,
+        0.02,
+    )
+    assert (
+        model.backbone.dialect == "caffe2"
+        and model.aligned is False
+        and model.box_beta == pytest.approx(1 / 9)
+    )

@@ -69,9 +69,7 @@ def make_model(**kwargs: Any) -> MaskRCNN:
         [3, 5, 7, 11, 13, 90],
         backbone=ResNet(18, norm="group", freeze_at=0, width=8),
         fpn=FPN(16),
-        rpn=RPN(
-            16, anchor_sizes=((12,), (20,), (32,), (48,), (64,)), pre_nms=(50, 40), post_nms=(40, 30)
-        ),
+        rpn=RPN(16, anchor_sizes=((12,), (20,), (32,), (48,), (64,)), pre_nms=(50, 40), post_nms=(40, 30)),
         box_head=BoxHead(6, 32),
         mask_head=MaskHead(6, 8, 1),
         **settings,

@@ -86,7 +86,7 @@ class Detections:
         return self.select(self.scores >= score)
 
     def crops(
-        self, threshold: float = 0.5, size: tuple[int, int] | None = None
+        self, threshold: float = 0.5, size: tuple[int, int] | None = None, order: str = "F"
     ) -> list[tuple[NDArray[np.bool_], int, int]]:
         """Each mask's pixels on the image, as `(crop, y0, x0)`: bool `[h, w]` and its first row and column.
 
@@ -95,6 +95,7 @@ class Detections:
                 1].
             size: `(height, width)` to give the masks for instead of the original image's, e.g. of an enlarged
                 picture.
+            order: how the crops lie in memory: `"F"`, column by column, or `"C"`, row by row.
 
         Raises:
             ValueError: without masks, or with a threshold outside (0, 1].
@@ -107,7 +108,7 @@ class Detections:
         scale = np.array([height, width, height, width]) / np.array(self.image_size * 2)
         crops = []
         for mask, box in zip(self.masks, self.boxes * scale, strict=True):
-            crop, y0, x0 = mask_geometry.paste(mask, box, height, width)
+            crop, y0, x0 = mask_geometry.paste(mask, box, height, width, order)
             crops.append((crop >= threshold, y0, x0))
         return crops
 
@@ -123,7 +124,7 @@ class Detections:
     def dense_masks(self, threshold: float = 0.5) -> NDArray[np.bool_]:
         """All masks at the image's size, bool `[N, H, W]`. N times the image's pixels of memory."""
         dense = np.zeros((len(self), *self.image_size), bool)
-        for canvas, (crop, y0, x0) in zip(dense, self.crops(threshold), strict=True):
+        for canvas, (crop, y0, x0) in zip(dense, self.crops(threshold, order="C"), strict=True):
             canvas[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
         return dense
 
@@ -133,7 +134,7 @@ class Detections:
         Where masks overlap, the detection of the higher score has the pixel.
         """
         labels = np.zeros(self.image_size, np.int32)
-        crops = self.crops(threshold)
+        crops = self.crops(threshold, order="C")
         for i in np.argsort(self.scores, kind="stable"):
             crop, y0, x0 = crops[i]
             labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = i + 1

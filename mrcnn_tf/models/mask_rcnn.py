@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, overload
+
 import keras
 import numpy as np
 import tensorflow as tf
@@ -116,20 +118,20 @@ class MaskRCNN(keras.Model):
                 )
 
         self.min_size, self.max_size = min_size, max_size
-        self.roi_align = {
+        self.roi_align: dict[str, Any] = {
             "strides": FPN.strides[:4],
             "sampling_ratio": sampling_ratio,
             "aligned": aligned,
             "backend": roi_align_backend,
         }
-        self.box_weights = tuple(box_weights)
-        self.anchor_sampling = {
+        self.box_weights = box_weights
+        self.anchor_sampling: dict[str, Any] = {
             "fg_iou": rpn_fg_iou,
             "bg_iou": rpn_bg_iou,
             "count": rpn_samples,
             "positive_fraction": rpn_positive_fraction,
         }
-        self.roi_sampling = {
+        self.roi_sampling: dict[str, Any] = {
             "fg_iou": roi_fg_iou,
             "bg_iou": roi_bg_iou,
             "count": roi_samples,
@@ -142,8 +144,12 @@ class MaskRCNN(keras.Model):
         self.mask_loss = losses.lookup(losses.MASK, mask_loss)
         for name in (rpn_box_loss, box_loss):
             losses.lookup(losses.BOX, name)
-        self.rpn_box_loss = {"name": rpn_box_loss, "beta": rpn_beta, "weights": (1.0, 1.0, 1.0, 1.0)}
-        self.box_loss = {"name": box_loss, "beta": box_beta, "weights": self.box_weights}
+        self.rpn_box_loss: dict[str, Any] = {
+            "name": rpn_box_loss,
+            "beta": rpn_beta,
+            "weights": (1.0, 1.0, 1.0, 1.0),
+        }
+        self.box_loss: dict[str, Any] = {"name": box_loss, "beta": box_beta, "weights": self.box_weights}
         unknown = sorted(set(loss_weights or {}) - set(LOSSES))
         if unknown:
             raise ValueError(f"loss_weights has {', '.join(unknown)}; there are {', '.join(LOSSES)}")
@@ -369,6 +375,12 @@ class MaskRCNN(keras.Model):
         keep = found["scores"][0] > tf.maximum(score_threshold, 0.0)
         return {name: tf.boolean_mask(value[0], keep) for name, value in found.items()}
 
+    @overload
+    def detect(self, images: np.ndarray, score_threshold: float = ...) -> Detections: ...
+
+    @overload
+    def detect(self, images: list[np.ndarray], score_threshold: float = ...) -> list[Detections]: ...
+
     def detect(
         self, images: np.ndarray | list[np.ndarray], score_threshold: float = 0.0
     ) -> Detections | list[Detections]:
@@ -400,7 +412,7 @@ class MaskRCNN(keras.Model):
         """Names what was found in one image: arrays without padding, boxes in the original image's pixels."""
         classes = found["classes"].astype(int)
         return Detections(
-            image_size=tuple(image_size),
+            image_size=image_size,
             boxes=found["boxes"],
             scores=found["scores"],
             class_ids=classes,

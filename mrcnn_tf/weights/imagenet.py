@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import keras
 
-from mrcnn_tf.layers.conv import Conv
+from mrcnn_tf.layers.conv import BatchNorm, Conv
 from mrcnn_tf.layers.resnet import BLOCKS, ResNet
 
 APPLICATIONS = {50: "ResNet50", 101: "ResNet101"}
@@ -21,8 +21,8 @@ def load_imagenet(backbone: ResNet) -> None:
     """
     if backbone.depth not in APPLICATIONS or backbone.dialect != "keras" or backbone.width != 64:
         raise ValueError(
-            f"keras.applications has weights for depth {' and '.join(map(str, APPLICATIONS))} in dialect keras, not for "
-            f"depth {backbone.depth} in dialect {backbone.dialect}"
+            f"keras.applications has weights for depth {' and '.join(map(str, APPLICATIONS))} in dialect keras, not "
+            f"for depth {backbone.depth} in dialect {backbone.dialect}"
         )
     name = APPLICATIONS[backbone.depth]
     try:
@@ -40,8 +40,9 @@ def copy_backbone(source: keras.Model, backbone: ResNet) -> None:
     for conv, name in _names(backbone):
         kernel, bias = source.get_layer(f"{name}_conv").get_weights()
         conv.kernel.assign(kernel)
-        conv.bias.assign(bias)
-        if conv.norm is not None:
+        if conv.bias is not None:
+            conv.bias.assign(bias)
+        if isinstance(conv.norm, BatchNorm):
             norm = source.get_layer(f"{name}_bn").get_weights()
             own = (conv.norm.gamma, conv.norm.beta, conv.norm.moving_mean, conv.norm.moving_variance)
             for weight, value in zip(own, norm, strict=True):

@@ -58,7 +58,10 @@ def test_runs_without_the_package(exported, tmp_path):
     encode = {n: cv2.imencode(".png", x[..., ::-1])[1].reshape(-1) for n, x in (("file_a", a), ("file_b", b))}
     np.savez(tmp_path / "in.npz", a=a[None], b=b[None], **encode)
     done = subprocess.run(
-        [sys.executable, "-c", READER, str(folder), "in.npz", "out.npz"], cwd=tmp_path, capture_output=True, text=True
+        [sys.executable, "-c", READER, str(folder), "in.npz", "out.npz"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr[-2000:]
     out = np.load(tmp_path / "out.npz")
@@ -67,7 +70,10 @@ def test_runs_without_the_package(exported, tmp_path):
         count = len(found)
         assert count and out[f"image/{name}/num_detections"][0] == count == out["bytes/num_detections"][row]
         for got in (
-            {k: out[f"image/{name}/detection_{k}"][0, :count] for k in ("boxes", "scores", "classes", "masks")},
+            {
+                k: out[f"image/{name}/detection_{k}"][0, :count]
+                for k in ("boxes", "scores", "classes", "masks")
+            },
             {k: out[f"bytes/detection_{k}"][row, :count] for k in ("boxes", "scores", "classes", "masks")},
         ):
             np.testing.assert_allclose(got["boxes"], found.boxes, atol=0.01)

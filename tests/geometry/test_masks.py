@@ -89,12 +89,14 @@ class TestPaste:
         ],
     )
     @pytest.mark.parametrize("shape", [(28, 28), (3, 3), (1, 1), (4, 6)])
-    def test_equals_the_reference(self, box, shape):
+    @pytest.mark.parametrize("order", ["F", "C"])
+    def test_equals_the_reference(self, box, shape, order):
         mask = np.random.default_rng(1).random(shape)
-        crop, y0, x0 = masks.paste(mask, box, 12, 17)
+        crop, y0, x0 = masks.paste(mask, box, 12, 17, order)
         want = dense_paste(mask, box, 12, 17)
         np.testing.assert_allclose(place(crop, y0, x0, 12, 17), want, atol=2e-6)
         assert crop.dtype == np.float32
+        assert crop.flags[f"{order}_CONTIGUOUS"]
 
     def test_what_lies_outside_the_box_is_below_one_half(self):
         crop, y0, x0 = masks.paste(np.ones((2, 2)), [4.0, 4.0, 12.0, 12.0], 16, 16)

@@ -39,6 +39,21 @@ def test_padding_is_pytorchs(size, strides):
     assert layer.compute_output_shape((None, 9, 7, 6)) == (None, *out.shape[1:])
 
 
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_strided_gradients_are_those_of_explicit_padding(size):
+    layer = Conv(4, size, 2)
+    x, p = image(), size // 2
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        out = layer(x, training=True)
+        explicit = [[0, 0], [p, p], [p, p], [0, 0]]
+        expected = tf.nn.conv2d(x, tf.convert_to_tensor(layer.kernel), 2, explicit)
+        loss, goal = tf.reduce_sum(tf.sin(out)), tf.reduce_sum(tf.sin(expected))
+    np.testing.assert_allclose(out, expected, atol=1e-5)
+    for source in (x, layer.kernel.value):
+        np.testing.assert_allclose(tape.gradient(loss, source), tape.gradient(goal, source), atol=1e-4)
+
+
 def test_folded_norm_is_conv_then_norm():
     layer = Conv(5, 3, norm="frozen_batch", use_bias=True, relu=True)
     layer.build((None, None, None, 6))

@@ -78,7 +78,10 @@ def test_padding_does_not_change_what_is_found(model):
     # Whatever the canvas is filled with below the image.
     padded = tf.concat([image, tf.fill([1, 32, 64, 3], 77.0)], 1)
     wide = model({"images": padded, "image_sizes": size})
-    features = model.pyramid(padded, size)[0], model.pyramid(tf.concat([image, tf.zeros([1, 32, 64, 3])], 1), size)[0]
+    features = (
+        model.pyramid(padded, size)[0],
+        model.pyramid(tf.concat([image, tf.zeros([1, 32, 64, 3])], 1), size)[0],
+    )
     np.testing.assert_array_equal(*features)
     assert wide["boxes"].shape == tight["boxes"].shape and wide["boxes"].numpy()[..., 2].max() <= 32
 
@@ -94,14 +97,18 @@ def test_detect_is_in_original_pixels(model):
     assert 0 < count <= 20
     np.testing.assert_allclose(found.boxes, raw["boxes"][0, :count] * 4, rtol=1e-4, atol=1e-3)
     assert found.image_size == (128, 256)
-    assert all(model.category_ids[c - 1] == k for c, k in zip(found.class_ids, found.category_ids, strict=True))
+    assert all(
+        model.category_ids[c - 1] == k for c, k in zip(found.class_ids, found.category_ids, strict=True)
+    )
     assert all(CLASSES[c - 1] == name for c, name in zip(found.class_ids, found.class_names, strict=True))
     several = model.detect([image, image[:64]])
     np.testing.assert_array_equal(several[0].boxes, found.boxes)
     assert len(model.detect(image, score_threshold=float(found.scores[0]))) == 0
 
 
-@pytest.mark.parametrize("image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8)])
+@pytest.mark.parametrize(
+    "image", [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((4, 4, 4), np.uint8)]
+)
 def test_detect_refuses_what_is_no_image(model, image):
     with pytest.raises(ValueError, match=r"an image must be uint8 \[height, width, 3\]"):
         model.detect([image])
@@ -120,7 +127,9 @@ def test_select_by_hand():
     deltas[0, 1, 0, 0] = 1.0  # a tenth of the height (weight 10), 2 pixels down
     valid = tf.constant([[True, True, True, False]])
     logits = tf.constant(np.log(probability)[None], tf.float32)
-    boxes, scores, classes = model.select(proposals, valid, logits, tf.constant(deltas), tf.constant([[64.0, 64.0]]))
+    boxes, scores, classes = model.select(
+        proposals, valid, logits, tf.constant(deltas), tf.constant([[64.0, 64.0]])
+    )
     np.testing.assert_array_equal(classes[0, :3], [1, 2, -1])
     np.testing.assert_allclose(scores[0, :3], [0.9, 0.4, 0], rtol=1e-4)
     np.testing.assert_allclose(boxes[0, :2], [[2, 0, 22, 21], [0, 0, 20, 20]], atol=1e-4)
@@ -182,7 +191,9 @@ def test_losses_against_a_loop():
     assert float(values["class"]) == pytest.approx(-chosen[used].sum() / used.sum(), rel=1e-5)
     assert float(figures["roi_positives"]) == pytest.approx(rois.positive.numpy().sum() / 2)
 
-    mask_logits = model.mask_head(model.align(features, rois.boxes, 14), rois.classes).numpy().astype(np.float64)
+    mask_logits = (
+        model.mask_head(model.align(features, rois.boxes, 14), rois.classes).numpy().astype(np.float64)
+    )
     goal = targets.mask_targets(rois.boxes, rois.matched, truth, 28).numpy()
     cost = np.maximum(mask_logits, 0) - mask_logits * goal + np.log1p(np.exp(-np.abs(mask_logits)))
     positive = rois.positive.numpy()

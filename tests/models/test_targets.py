@@ -13,7 +13,9 @@ def truth(boxes, classes, crowd=None, masks=None, m=4):
         "gt_classes": classes,
         "gt_crowd": np.array([crowd or [False] * classes.shape[1]]),
         "gt_has_mask": classes > 0,
-        "gt_masks": np.ones((*classes.shape, m, m), np.uint8) if masks is None else np.array([masks], np.uint8),
+        "gt_masks": np.ones((*classes.shape, m, m), np.uint8)
+        if masks is None
+        else np.array([masks], np.uint8),
     }
     return targets.truth_of({k: tf.constant(v) for k, v in batch.items()})
 
@@ -29,7 +31,11 @@ def test_truth_is_cut_to_the_longest_list():
     assert cut.boxes.shape == (2, 3, 4)
     np.testing.assert_array_equal(cut.valid, [[True] * 3, [True, False, False]])
     batch["gt_classes"] = tf.fill([2, 6], -1)
-    assert targets.truth_of(batch).boxes.shape == (2, 1, 4)  # one row of padding: nothing may index an empty list
+    assert targets.truth_of(batch).boxes.shape == (
+        2,
+        1,
+        4,
+    )  # one row of padding: nothing may index an empty list
 
 
 def test_seeds_do_not_depend_on_the_split():
@@ -43,7 +49,9 @@ def test_seeds_do_not_depend_on_the_split():
 def test_anchor_targets_by_hand():
     t = truth([[0, 0, 10, 10], [40, 40, 60, 60]], [1, 2])
     # IoU with the first: 1, 0.8, 0.5, 0; the second is reached by no anchor above 0.7, so it takes its best, 0.36.
-    anchors = tf.constant([[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5], [20, 20, 30, 30], [40, 40, 52, 52]])
+    anchors = tf.constant(
+        [[0.0, 0, 10, 10], [0, 0, 10, 8], [0, 0, 10, 5], [20, 20, 30, 30], [40, 40, 52, 52]]
+    )
     index, positive, valid, matched = targets.anchor_targets(
         anchors, t, fg_iou=0.7, bg_iou=0.3, count=8, positive_fraction=0.5, seed=seed()
     )
@@ -137,7 +145,9 @@ def test_mask_targets_against_the_dense_mask():
     mask = ((y - 56) ** 2 + (x - 56) ** 2 <= 56**2).astype(np.uint8)
     t = truth([[30, 40, 70, 80]], [1], masks=[mask], m=m)
     roi = np.array([20, 36, 76, 92], np.float32)
-    out = targets.mask_targets(tf.constant(roi[None, None]), tf.zeros([1, 1], tf.int32), t, size)[0, 0].numpy()
+    out = targets.mask_targets(tf.constant(roi[None, None]), tf.zeros([1, 1], tf.int32), t, size)[
+        0, 0
+    ].numpy()
     step = 56 / size
     yy, xx = (np.mgrid[:size, :size] + 0.5) * step + roi[:2, None, None]
     distance = np.hypot(yy - 50, xx - 60) - 20

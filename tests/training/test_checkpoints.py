@@ -30,7 +30,9 @@ def test_restore_has_everything(tmp_path):
     assert json.loads((tmp_path / "c" / "state.json").read_text()).keys() == {"20", "30"}
     fresh = small(0.0)
     assert checkpoints.restore(fresh) == (30, 0.3)
-    for a, b in zip(fresh.weights + fresh.optimizer.variables, model.weights + model.optimizer.variables, strict=True):
+    for a, b in zip(
+        fresh.weights + fresh.optimizer.variables, model.weights + model.optimizer.variables, strict=True
+    ):
         np.testing.assert_array_equal(a, b)
 
 

@@ -46,7 +46,12 @@ def test_schedules():
 
 def layers():
     model = keras.Sequential(
-        [keras.layers.Input((3,)), keras.layers.Dense(2), keras.layers.BatchNormalization(), keras.layers.Dense(1)]
+        [
+            keras.layers.Input((3,)),
+            keras.layers.Dense(2),
+            keras.layers.BatchNormalization(),
+            keras.layers.Dense(1),
+        ]
     )
     for w in model.trainable_weights:
         w.assign(np.ones(w.shape))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 import subprocess
 import sys
@@ -16,7 +15,7 @@ import tensorflow as tf
 
 import mrcnn_tf
 from mrcnn_tf.config import ConfigError, make_config
-from mrcnn_tf.training.callbacks import NotFinite
+from mrcnn_tf.training.callbacks import NotFinite, read_history
 from mrcnn_tf.training.train import make_strategy, train
 from tests.tiny import CONFIG
 
@@ -66,14 +65,25 @@ def test_a_run_leaves_what_the_readme_promises(here):
         "step_0000004.keras",
     }
     metrics = json.loads((run.folder / "metrics.json").read_text())
-    assert {f"{kind}/{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75", "AR100")} <= set(metrics)
+    assert {f"{kind}/{name}" for kind in ("bbox", "segm") for name in ("AP", "AP50", "AP75", "AR100")} <= set(
+        metrics
+    )
     assert {"proposals/recall@100", "proposals/recall@300", "proposals/recall@1000"} <= set(metrics)
-    rows = list(csv.DictReader((run.folder / "history.csv").open()))
-    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4]
-    assert {"loss", "mask_loss", "learning_rate", "images_per_second", "proposal_recall", "roi_positives"} <= set(rows[0])
+    rows = read_history(run.folder / "history.csv")
+    assert [r["step"] for r in rows] == [1, 2, 3, 4]
+    assert {
+        "loss",
+        "mask_loss",
+        "learning_rate",
+        "images_per_second",
+        "proposal_recall",
+        "roi_positives",
+    } <= set(rows[0])
     for name in ("losses.png", "ap.png", "validation.png"):
         assert cv2.imread(str(run.folder / name)).std() > 5
-    assert (here / "saved_models/tiny/1/saved_model.pb").exists() and run.saved_model == Path("saved_models/tiny/1")
+    assert (here / "saved_models/tiny/1/saved_model.pb").exists() and run.saved_model == Path(
+        "saved_models/tiny/1"
+    )
     # A second run moves the first aside and exports the next version.
     again = train(tiny(train__steps=2))
     assert (here / "runs/tiny.1/model.keras").exists() and again.saved_model == Path("saved_models/tiny/2")
@@ -123,8 +133,8 @@ def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(here, precision, opt
         np.testing.assert_array_equal(a, b)
     for a, b in zip(whole.model.optimizer.variables, resumed.model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = list(csv.DictReader(Path("runs/parts/history.csv").open()))
-    assert [int(r["step"]) for r in rows] == [1, 2, 3, 4, 5, 6]
+    rows = read_history(Path("runs/parts/history.csv"))
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
     assert {k: v for k, v in whole.metrics.items() if k != "images_per_second"} == {
         k: v for k, v in resumed.metrics.items() if k != "images_per_second"
     }
@@ -163,14 +173,19 @@ def environment():
 
 def test_batch_that_cannot_be_split():
     devices = len(tf.config.list_logical_devices("CPU"))
-    with pytest.raises(ConfigError, match=f"train.devices: is {devices + 1}, but there are {devices} CPU devices"):
+    with pytest.raises(
+        ConfigError, match=f"train.devices: is {devices + 1}, but there are {devices} CPU devices"
+    ):
         make_strategy(devices + 1, 4)
 
 
 def test_batch_that_is_not_divisible(here):
     code = REPLICAS.replace("train__batch_size=4", "train__batch_size=3")
     done = subprocess.run(
-        [sys.executable, "-c", code, "2", "float32", "x.npz"], env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", code, "2", "float32", "x.npz"],
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     last = done.stderr.strip().splitlines()[-1]
     assert "train.batch_size: is 3, not divisible by the 2 devices; take 4" in last
@@ -178,7 +193,9 @@ def test_batch_that_is_not_divisible(here):
 
 def test_loss_that_is_not_finite(here):
     config = tiny(train__learning_rate=1e30, train__steps=20, train__warmup_steps=0, evaluation__every=0)
-    with pytest.raises(NotFinite, match=r"step \d+: .*_loss.* not finite, on images \d+, \d+\. Lower train.learning_rate"):
+    with pytest.raises(
+        NotFinite, match=r"step \d+: .*_loss.* not finite, on images \d+, \d+\. Lower train.learning_rate"
+    ):
         train(config)
     for path in Path("runs/tiny/checkpoints").glob("step_*.keras"):
         assert all(np.isfinite(w).all() for w in weights_of(path))
@@ -192,8 +209,14 @@ def test_init_from(here):
     with pytest.raises(ConfigError, match="another architecture"):
         train(tiny(name="c", init_from="runs/a/model.keras", model__fpn__channels=24))
     with pytest.raises(ValueError, match="has 2 classes .* but the model has 6"):
-        train(tiny(name="d", init_from="runs/a/model.keras", data__train={"classes": ["disc", "star"]},
-                   data__val={"classes": ["disc", "star"]}))
+        train(
+            tiny(
+                name="d",
+                init_from="runs/a/model.keras",
+                data__train={"classes": ["disc", "star"]},
+                data__val={"classes": ["disc", "star"]},
+            )
+        )
 
 
 def test_accumulated_options_train(here):

@@ -96,7 +96,7 @@ def detections_of(
                 height, width = (int(v) for v in originals[row])
                 yield (
                     index[int(image_id)],
-                    model.results(own, (height, width)),
+                    model.results(own, (height, width), dataset.category_ids),
                     found["proposals"][row] * scale,
                     seconds,
                 )

@@ -60,7 +60,9 @@ def export_saved_model(model: MaskRCNN, folder: str | Path) -> Path:
             lambda images: _from_pixels(model, images),
             input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")],
         )
-        archive.write_out(str(aside), verbose=False)
+        # Nobody trains a served model: its gradients stay out.
+        options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
+        archive.write_out(str(aside), options=options, verbose=False)
         extra = aside / "assets.extra"
         extra.mkdir()
         classes = {"class_names": model.class_names, "category_ids": model.category_ids}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, overload
 
 import keras
@@ -329,6 +330,9 @@ class MaskRCNN(keras.Model):
         # Focal loss is normalised by the positives (Lin et al., 2017): easy negatives weigh next to nothing.
         return positive if name == "sigmoid_focal" else sampled
 
+    def _maybe_symbolic_build(self, iterator: Any = None, data_batch: Any = None) -> None:
+        """Keras would trace a batch to build what is built already; over several replicas it cannot (bool entries)."""
+
     def train_step(self, batch: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         """One step of Keras' `fit`. Returns losses and figures of the whole batch over all replicas."""
         with tf.GradientTape() as tape:
@@ -408,15 +412,24 @@ class MaskRCNN(keras.Model):
             results.append(self.results({k: v.numpy() for k, v in found.items()}, image.shape[:2]))
         return results[0] if single else results
 
-    def results(self, found: dict[str, np.ndarray], image_size: tuple[int, int]) -> Detections:
-        """Names what was found in one image: arrays without padding, boxes in the original image's pixels."""
+    def results(
+        self,
+        found: dict[str, np.ndarray],
+        image_size: tuple[int, int],
+        category_ids: Sequence[int] | None = None,
+    ) -> Detections:
+        """Names what was found in one image: arrays without padding, boxes in the original image's pixels.
+
+        `category_ids` replaces the model's own where results are for a data set that numbers its classes otherwise.
+        """
         classes = found["classes"].astype(int)
+        ids = category_ids or self.category_ids
         return Detections(
             image_size=image_size,
             boxes=found["boxes"],
             scores=found["scores"],
             class_ids=classes,
-            category_ids=np.array([self.category_ids[c - 1] for c in classes], int),
+            category_ids=np.array([ids[c - 1] for c in classes], int),
             class_names=[self.class_names[c - 1] for c in classes],
             masks=found["masks"],
         )

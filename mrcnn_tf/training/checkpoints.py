@@ -63,7 +63,8 @@ class Checkpoints:
         state = self.folder / "state.json"
         aside = state.with_suffix(".partial")
         states = {**self._states(), str(step): {"best": best}}
-        aside.write_text(json.dumps({k: states[k] for k in states if int(k) in self.steps()}))
+        kept = self.steps()[-self.keep :]
+        aside.write_text(json.dumps({k: states[k] for k in states if int(k) in kept}))
         os.replace(aside, state)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink()

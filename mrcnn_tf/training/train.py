@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import os
@@ -116,6 +117,8 @@ def train(
     start, best = checkpoints.restore(model) if resume else (0, None)
     print(summary(config, model, train_set, val_set, strategy.num_replicas_in_sync, start), flush=True)
 
+    if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
+        raise ConfigError("train.tensorboard: needs the package tensorboard; pip install tensorboard, or set it to false")
     board = TensorBoard(folder / "tensorboard", start, settings.log_every) if settings.tensorboard else None
     progress = Progress(
         folder / "history.csv", start, settings.steps, settings.batch_size, settings.log_every, bar=True
@@ -151,6 +154,7 @@ def train(
             # One Keras epoch: a step count survives a resumption in the middle, an epoch count does not.
             steps_per_epoch=settings.steps - start,
             verbose=0,
+            shuffle=False,  # the data set has its own order
             callbacks=[c for c in mine if c is not None] + (callbacks or []),
         )
     if save.interrupted:

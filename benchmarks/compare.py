@@ -158,11 +158,11 @@ def table(lines: Iterable[dict]) -> str:
         if line["cpu"] not in machines:
             machines.append(line["cpu"])
         if line["what"] == "conv":
-            speed = line["gflop_per_s"]
+            # A neighbour can only make it slower.
+            speed = {k: max(v, speed.get(k, 0)) for k, v in line["gflop_per_s"].items()}
             continue
         if line["peer"] not in names:
             names.append(line["peer"])
-        work.setdefault(label(line), line.get("gflop", 0) * line["batch"])
         if line.get("gflop"):
             work[label(line)] = line["gflop"] * line["batch"]
         parts = line["median_s"] if isinstance(line["median_s"], dict) else {"": line["median_s"]}
@@ -176,10 +176,11 @@ def table(lines: Iterable[dict]) -> str:
     heads = [*names, *(f"{name} / fastest peer" for name in ratios), *(f"{name}: share" for name in ratios)]
     out = ["| seconds (CPU seconds) | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
     for row, cells in rows.items():
-        fastest = min((cells[n][0] for n in cells if n not in OURS), default=None)
+        fastest, cell = min((cells[n] for n in cells if n not in OURS), default=(None, ""))
         values = [cells[name][1] if name in cells else "-" for name in names]
         for name in ratios:
-            values.append(f"{cells[name][0] / fastest:.2f}" if name in cells and fastest else "-")
+            mark = "*" if name in cells and "*" in cells[name][1] + cell else ""
+            values.append(f"{cells[name][0] / fastest:.2f}{mark}" if name in cells and fastest else "-")
         for name in ratios:
             rate = speed.get("float32" if name == OURS[0] else "bfloat16")
             gflop = work.get(row)

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from mrcnn_tf.allocator import keep_memory
+
 DESCRIPTION = "Mask R-CNN and Mask Refining R-CNN for Keras 3 on TensorFlow."
 
 
@@ -152,6 +154,7 @@ def run_train(options: argparse.Namespace) -> int:
 
 def run_evaluate(options: argparse.Namespace) -> int:
     """`mrcnn evaluate`."""
+    keep_memory()
     from mrcnn_tf.evaluation.coco import evaluate_coco, format_table
 
     max_detections = tuple(options.max_detections or (1, 10, 100))
@@ -214,6 +217,7 @@ def save_evaluation(folder: str | None, metrics: dict, results: list | None) -> 
 
 def run_predict(options: argparse.Namespace) -> int:
     """`mrcnn predict`."""
+    keep_memory()
     from mrcnn_tf.predict import predict_paths
     from mrcnn_tf.training.checkpoints import load_model
 

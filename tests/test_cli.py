@@ -31,7 +31,9 @@ def made(tmp_path_factory):
 def error_of(capsys, *arguments):
     """The message of a command that must fail, which is one line."""
     assert main([str(a) for a in arguments]) == 1
-    message = capsys.readouterr().err.strip().split("\r")[-1].strip()  # behind a progress bar, if there is one
+    message = (
+        capsys.readouterr().err.strip().split("\r")[-1].strip()
+    )  # behind a progress bar, if there is one
     assert message.startswith("error: ") and "\n" not in message, message
     return message
 

@@ -118,7 +118,7 @@ def train(
     print(summary(config, model, train_set, val_set, strategy.num_replicas_in_sync, start), flush=True)
 
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("train.tensorboard: needs the package tensorboard; pip install tensorboard, or set it to false")
+        raise ConfigError("train.tensorboard: needs a package; pip install tensorboard, or set it to false")
     board = TensorBoard(folder / "tensorboard", start, settings.log_every) if settings.tensorboard else None
     progress = Progress(
         folder / "history.csv", start, settings.steps, settings.batch_size, settings.log_every, bar=True

@@ -14,7 +14,9 @@ def test_download_that_fails(monkeypatch):
     monkeypatch.setattr(keras.applications, "ResNet50", fail)
     backbone = ResNet(50, dialect="keras")
     backbone.build()
-    with pytest.raises(OSError, match=r"ResNet50 could not be downloaded .*set model\.backbone\.weights=null"):
+    with pytest.raises(
+        OSError, match=r"ResNet50 could not be downloaded .*set model\.backbone\.weights=null"
+    ):
         load_imagenet(backbone)
 
 

@@ -76,6 +76,7 @@ def export_saved_model(model: MaskRCNN, folder: str | Path) -> Path:
     return target
 
 
+@tf.autograph.experimental.do_not_convert
 def _from_pixels(model: MaskRCNN, images: tf.Tensor) -> dict[str, tf.Tensor]:
     original = tf.shape(images)[1:3]
     size = resized_shape(original[0], original[1], model.min_size, model.max_size)
@@ -88,6 +89,7 @@ def _from_pixels(model: MaskRCNN, images: tf.Tensor) -> dict[str, tf.Tensor]:
     return _detect(model, images, sizes, originals)
 
 
+@tf.autograph.experimental.do_not_convert
 def _from_bytes(model: MaskRCNN, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
     side = -(-model.max_size // 32) * 32
 

@@ -250,8 +250,8 @@ class GroupNorm(keras.layers.Layer):
         square = tf.reduce_mean(x32 * x32, [1, 2])
 
         def over_group(per_channel: tf.Tensor) -> tf.Tensor:
-            grouped = tf.reduce_mean(tf.reshape(per_channel, [-1, self.groups, size]), -1)
-            return tf.repeat(grouped, size, axis=-1)
+            grouped = tf.reduce_mean(tf.reshape(per_channel, [-1, self.groups, size]), -1, keepdims=True)
+            return tf.reshape(grouped * tf.ones([size]), [-1, c])
 
         mean, square = over_group(mean), over_group(square)
         scale = self.gamma * tf.math.rsqrt(tf.nn.relu(square - mean * mean) + self.epsilon)

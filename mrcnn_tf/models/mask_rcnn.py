@@ -168,10 +168,13 @@ class MaskRCNN(keras.Model):
         self._detect = tf.function(
             self._detect_image,
             input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.float32)],
+            # Nothing here branches on a tensor in Python, and converting all the code takes longer than tracing it.
+            autograph=False,
         )
         self.detect_batch = tf.function(
             lambda images, image_sizes: self({"images": images, "image_sizes": image_sizes}),
             input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None, 2])],
+            autograph=False,
         )
 
     # ---------------------------------------------------------------- forward

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -62,10 +63,26 @@ def generate_shapes(
             return annotations, images
         if found.get("description") != recipe["description"]:
             raise ValueError(f"{folder}: is not empty and not a generated set; choose another folder")
-        shutil.rmtree(images, ignore_errors=True)
-        annotations.unlink()
-    images.mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder)
+    # Made aside and then renamed: a set that is broken off, or that another process makes too, is in nobody's way.
+    aside = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    (aside / "images").mkdir(parents=True)
+    try:
+        _write(aside, recipe)
+        folder.mkdir(exist_ok=True)  # rename() replaces an empty folder only
+        os.rename(aside, folder)
+    except OSError:
+        if _recipe_in(annotations) != recipe:
+            raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+    return annotations, images
 
+
+def _write(folder: Path, recipe: dict[str, Any]) -> None:
+    """Draws the images of a recipe and lists them in `annotations.json`."""
+    images, num_images, size = folder / "images", recipe["num_images"], recipe["size"]
+    seed, crowding = recipe["seed"], recipe["crowding"]
     coco: dict[str, Any] = {"info": recipe, "images": [], "annotations": []}
     coco["categories"] = [{"id": i + 1, "name": name} for i, name in enumerate(SHAPE_CLASSES)]
     for i in range(num_images):
@@ -78,9 +95,7 @@ def generate_shapes(
         for row in rows:
             row = {"id": len(coco["annotations"]) + 1, "image_id": i + 1, "iscrowd": 0, **row}
             coco["annotations"].append(row)
-    # Last, so that a set that was broken off is never taken for a whole one.
-    annotations.write_text(json.dumps(coco))
-    return annotations, images
+    (folder / "annotations.json").write_text(json.dumps(coco))
 
 
 def _recipe_in(annotations: Path) -> dict[str, Any]:

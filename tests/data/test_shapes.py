@@ -129,6 +129,21 @@ def test_a_set_is_kept_or_made_anew(tmp_path):
     assert len(CocoDataset(annotations, images)) == len(list(images.iterdir())) == 2
 
 
+def test_broken_off_generation_is_begun_anew(tmp_path, monkeypatch):
+    from mrcnn_tf.data import shapes
+
+    def interrupted(*args):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(shapes, "draw_scene", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            generate_shapes(tmp_path / "set", num_images=2, size=64)
+    assert not list(tmp_path.iterdir())
+    annotations, images = generate_shapes(tmp_path / "set", num_images=2, size=64)
+    assert annotations.exists() and len(list(images.iterdir())) == 2
+
+
 def test_a_foreign_folder_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("years of work")
     with pytest.raises(ValueError, match="not empty and not a generated set"):

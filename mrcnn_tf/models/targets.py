@@ -90,8 +90,10 @@ def anchor_targets(
         `index [B, count]` into the anchors, `positive [B, count]`, `valid [B, count]`, and `matched [B, count]`,
         the instance of a positive one (0 elsewhere).
     """
-    iou = boxes.pairwise_iou(truth.boxes, anchors)
-    match = matching.match(iou, truth.valid, high=fg_iou, low=bg_iou, allow_low_quality=True)
+    # A large image has 270 000 anchors: their IoU with every instance is better never held as a matrix.
+    match = matching.match_boxes(
+        truth.boxes, truth.valid, anchors, high=fg_iou, low=bg_iou, allow_low_quality=True
+    )
     negative = (match == -1) & ~in_crowd(anchors[None], truth)
     index, positive, valid = matching.sample(
         match >= 0, negative, count=count, positive_fraction=positive_fraction, seed=seed

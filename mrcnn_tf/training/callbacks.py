@@ -77,7 +77,7 @@ class Progress(StepCallback):
     def __init__(self, path: Path, start: int, total: int, batch_size: int, every: int, bar: bool = True):
         super().__init__(start)
         self.path, self.total, self.batch_size, self.every = path, total, batch_size, every
-        self.rows = [r for r in read_history(path) if r["step"] <= start]
+        self.rows = [r for r in read_rows(path) if r["step"] <= start]
         self.columns: list[str] = list(self.rows[0]) if self.rows else []
         self.pending: list[dict[str, float]] = []
         self.bar = tqdm(
@@ -306,7 +306,7 @@ def averaged(model: keras.Model) -> Iterator[None]:
             weight.assign(value)
 
 
-def read_history(path: Path) -> list[dict[str, float]]:
+def read_rows(path: Path) -> list[dict[str, float]]:
     """The rows of a `history.csv`; none if there is no file."""
     if not path.exists():
         return []

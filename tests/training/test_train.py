@@ -15,7 +15,7 @@ import tensorflow as tf
 
 import mrcnn_tf
 from mrcnn_tf.config import ConfigError, make_config
-from mrcnn_tf.training.callbacks import NotFinite, read_history
+from mrcnn_tf.training.callbacks import NotFinite, read_rows
 from mrcnn_tf.training.train import make_strategy, train
 from tests.tiny import CONFIG
 
@@ -69,7 +69,7 @@ def test_a_run_leaves_what_the_readme_promises(here):
         metrics
     )
     assert {"proposals/recall@100", "proposals/recall@300", "proposals/recall@1000"} <= set(metrics)
-    rows = read_history(run.folder / "history.csv")
+    rows = read_rows(run.folder / "history.csv")
     assert [r["step"] for r in rows] == [1, 2, 3, 4]
     assert {
         "loss",
@@ -133,7 +133,7 @@ def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(here, precision, opt
         np.testing.assert_array_equal(a, b)
     for a, b in zip(whole.model.optimizer.variables, resumed.model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
-    rows = read_history(Path("runs/parts/history.csv"))
+    rows = read_rows(Path("runs/parts/history.csv"))
     assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
     assert {k: v for k, v in whole.metrics.items() if k != "images_per_second"} == {
         k: v for k, v in resumed.metrics.items() if k != "images_per_second"

@@ -1,8 +1,8 @@
-"""RoIAlign (He et al., 2017, section 3) over a feature pyramid, exact, from stock operations.
+"""RoIAlign (He et al., 2017, section 3) over a feature pyramid, exact.
 
-Three backends give the same values. All of them know that a bin is a weighted sum of cells: "sparse" writes
-the weights into one sparse matrix a level and multiplies, "crop" leaves them to `crop_and_resize`, "gather"
-fetches the cells.
+Four backends give the same values: "custom" is a compiled op (`csrc/`), the others are stock operations. All of
+them know that a bin is a weighted sum of cells: "sparse" writes the weights into one sparse matrix a level and
+multiplies, "crop" leaves them to `crop_and_resize`, "gather" fetches the cells.
 """
 
 from __future__ import annotations
@@ -13,11 +13,13 @@ from typing import NamedTuple
 
 import tensorflow as tf
 
+from mrcnn_tf.ops import compile as compiled
+from mrcnn_tf.ops import custom
 from mrcnn_tf.ops.sampling import assign_levels, cell_weights, grid
 
 __all__ = ["assign_levels", "roi_align"]
 
-BACKENDS = ("auto", "sparse", "crop", "gather")
+BACKENDS = ("auto", "custom", "sparse", "crop", "gather")
 # Pixels. Further out no map reaches, and cell numbers would not fit an int32.
 FARTHEST = 1e6
 
@@ -48,33 +50,62 @@ def roi_align(
         aligned: true for the half-pixel-exact form (detectron2's ROIAlignV2); false for the older one without
             the half-pixel shift and with boxes of at least one cell, with which torchvision's weights were
             trained.
-        backend: `"sparse"` (sparse matrices; the fastest on a CPU, exact on maps of every size, and its
-            gradient has the same bits in every run), `"crop"` (`tf.image.crop_and_resize`, for GPUs; places
-            samples as exactly as float32 holds a share of the map's side), `"gather"` (`tf.gather`; runs
-            under XLA and LiteRT) or `"auto"` (crop where there is a GPU, else sparse).
+        backend: `"custom"` (the compiled op, for CPUs; the fastest, and its gradient has the same bits in every
+            run), `"sparse"` (sparse matrices; the fastest stock one on a CPU, exact on maps of every size, same
+            bits), `"crop"` (`tf.image.crop_and_resize`, for GPUs; places samples as exactly as float32 holds a
+            share of the map's side), `"gather"` (`tf.gather`; runs under XLA and LiteRT) or `"auto"` (crop
+            where there is a GPU, else custom where it can be built, else sparse).
 
     Returns:
         `[B, N, output_size, output_size, C]` in the dtype of the feature maps.
 
     Raises:
         ValueError: unknown backend, or maps and strides that differ in number.
+        RuntimeError: backend `"custom"` where it cannot be built.
     """
-    if backend not in BACKENDS:
-        raise ValueError(f"unknown RoIAlign backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    backend = choose(backend)
     if len(feature_maps) != len(strides):
         raise ValueError(
             f"RoIAlign needs one stride for each map, not {len(strides)} for {len(feature_maps)}"
         )
-    if backend == "auto":
-        backend = "crop" if tf.config.list_logical_devices("GPU") else "sparse"
+    boxes = finite(boxes)
+    if backend == "custom":
+        out = custom.pool(feature_maps, boxes, None, strides, output_size, sampling_ratio, aligned)
+    else:
+        pool = {"sparse": _sparse, "crop": _crop, "gather": _gather}[backend]
+        out = pool(list(feature_maps), boxes, strides, output_size, sampling_ratio, aligned)
+    return shaped(out, feature_maps, boxes, output_size)
+
+
+def choose(backend: str) -> str:
+    """The backend that a name stands for on this machine: `"auto"` becomes another one.
+
+    Raises:
+        ValueError: unknown name.
+    """
+    if backend not in BACKENDS:
+        raise ValueError(f"unknown RoIAlign backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if backend != "auto":
+        return backend
+    if tf.config.list_logical_devices("GPU"):
+        return "crop"
+    return "custom" if compiled.available() else "sparse"
+
+
+def finite(boxes: tf.Tensor) -> tf.Tensor:
+    """Boxes as float32 without gradient, NaN as zero, and nothing further out than any map reaches."""
     boxes = tf.stop_gradient(tf.cast(boxes, tf.float32))
-    boxes = tf.clip_by_value(tf.where(tf.math.is_nan(boxes), 0.0, boxes), -FARTHEST, FARTHEST)
-    pool = {"sparse": _sparse, "crop": _crop, "gather": _gather}[backend]
-    out = pool(list(feature_maps), boxes, strides, output_size, sampling_ratio, aligned)
+    return tf.clip_by_value(tf.where(tf.math.is_nan(boxes), 0.0, boxes), -FARTHEST, FARTHEST)
+
+
+def shaped(
+    pooled: tf.Tensor, feature_maps: Sequence[tf.Tensor], boxes: tf.Tensor, output_size: int
+) -> tf.Tensor:
+    """What a backend gave, as `[B, N, S, S, C]` with all that is known of the shape, in the maps' dtype."""
     channels = feature_maps[0].shape[-1]
     shape = [tf.shape(boxes)[0], tf.shape(boxes)[1], output_size, output_size, channels]
-    out = tf.reshape(tf.cast(out, feature_maps[0].dtype), shape)
-    return tf.ensure_shape(out, [*boxes.shape[:2], output_size, output_size, channels])
+    pooled = tf.reshape(tf.cast(pooled, feature_maps[0].dtype), shape)
+    return tf.ensure_shape(pooled, [*boxes.shape[:2], output_size, output_size, channels])
 
 
 # --- level by level: sparse and crop ---------------------------------------------------------------------

@@ -113,3 +113,51 @@ def roi_align_gradient(
             for y, x, weight in cells:
                 g[y, x] += weight * upstream[b, n, by, bx] / sampling_ratio**2
     return out
+
+
+def bilinear(values: np.ndarray, y: float, x: float) -> np.ndarray:
+    """Equations 1 and 4: the sum over all cells of value times max(0, 1 - |distance|) along both axes.
+
+    A place beyond the outermost cells' centres is moved to them. `values` is `[H, W, ...]`, cell i is at i.
+    """
+    height, width = values.shape[:2]
+    wy = np.maximum(0.0, 1.0 - np.abs(np.clip(y, 0, height - 1) - np.arange(height)))
+    wx = np.maximum(0.0, 1.0 - np.abs(np.clip(x, 0, width - 1) - np.arange(width)))
+    return np.tensordot(np.outer(wy, wx), values, 2)
+
+
+def shape_aware_roi_align(
+    feature_maps: Sequence[np.ndarray],
+    boxes: np.ndarray,
+    probabilities: np.ndarray,
+    *,
+    strides: Sequence[int],
+    output_size: int,
+    sampling_ratio: int,
+    aligned: bool,
+) -> np.ndarray:
+    """`mrcnn_tf.ops.shape_aware_roi_align` as equations 1 to 5 of the paper say it: float64 `[B, N, S, S, C]`.
+
+    With the one correction that equation 5 needs: a place a in the box, which begins at y0 and is h high, is at
+    `(a - y0) * Hp / h - 0.5` in the map, whose cell j has its centre at j + 0.5. The paper has the number of bins
+    where h stands.
+    """
+    maps = [np.asarray(f, np.float64) for f in feature_maps]
+    probabilities = np.asarray(probabilities, np.float64)
+    out = np.zeros((*boxes.shape[:2], output_size, output_size, maps[0].shape[-1]))
+    points = output_size * sampling_ratio
+    for b, n in np.ndindex(*boxes.shape[:2]):
+        level = level_of(boxes[b, n], strides)
+        f, mask = maps[level][b], probabilities[b, n]
+        y0, x0, y1, x1 = (c / strides[level] - 0.5 * aligned for c in boxes[b, n].astype(np.float64))
+        h, w = (y1 - y0, x1 - x0) if aligned else (max(y1 - y0, 1.0), max(x1 - x0, 1.0))
+        for i, j in np.ndindex(points, points):
+            y, x = y0 + (i + 0.5) * h / points, x0 + (j + 0.5) * w / points
+            if y < -1.0 or y > f.shape[0] or x < -1.0 or x > f.shape[1]:
+                continue
+            # Without area, the place in the box is the limit of ever smaller boxes.
+            in_y = (y - y0) * mask.shape[0] / h if h else (i + 0.5) / points * mask.shape[0]
+            in_x = (x - x0) * mask.shape[1] / w if w else (j + 0.5) / points * mask.shape[1]
+            value = bilinear(f, y, x) * bilinear(mask, in_y - 0.5, in_x - 0.5)
+            out[b, n, i // sampling_ratio, j // sampling_ratio] += value
+    return out / sampling_ratio**2

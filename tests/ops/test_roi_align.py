@@ -11,7 +11,7 @@ from mrcnn_tf.ops.roi_align import assign_levels, roi_align
 from . import reference
 
 STRIDES = (4, 8, 16, 32)
-BACKENDS = ("sparse", "crop", "gather")
+BACKENDS = ("custom", "sparse", "crop", "gather")
 # Images of 96 x 128 pixels.
 SHAPES = [(2, 96 // s, 128 // s, 3) for s in STRIDES]
 
@@ -136,7 +136,9 @@ def test_gradient_equals_reference(aligned):
 
 
 # At the far end of a large map float32 has few digits for a place. Only "crop" has to live with that.
-@pytest.mark.parametrize(("backend", "error"), [("sparse", 1e-5), ("gather", 1e-5), ("crop", 3e-4)])
+@pytest.mark.parametrize(
+    ("backend", "error"), [("custom", 1e-5), ("sparse", 1e-5), ("gather", 1e-5), ("crop", 3e-4)]
+)
 def test_far_end_of_a_large_map(backend, error):
     feature_map = maps([(1, 200, 336, 2)])
     boxes = np.array([[[731.3, 1290.7, 760.9, 1336.2], [780.6, 1301.3, 803.1, 1347.7]]], np.float32)
@@ -286,7 +288,7 @@ def test_levels_by_hand():
 
 
 def test_bad_arguments():
-    with pytest.raises(ValueError, match="unknown RoIAlign backend 'fast': choose one of auto, sparse"):
+    with pytest.raises(ValueError, match="unknown RoIAlign backend 'fast': choose one of auto, custom"):
         roi_align(maps(), BOXES, strides=STRIDES, output_size=7, backend="fast")
     with pytest.raises(ValueError, match="one stride for each map, not 3 for 4"):
         roi_align(maps(), BOXES, strides=STRIDES[:3], output_size=7)

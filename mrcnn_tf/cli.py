@@ -18,9 +18,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a subcommand; returns the exit status: 0, 1 for an error that was explained, 130 when interrupted."""
     # TensorFlow's start-up notes would hide ours.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    options = parser().parse_args(arguments)
-    from mrcnn_tf.data.pipeline import explain  # imports TensorFlow: not before --help has been answered
-
+    top = parser()
+    options, rest = top.parse_known_args(arguments)
+    # argparse takes positional arguments from one place only; KEY=VALUE may stand between and behind options.
+    if rest and (not hasattr(options, "overrides") or any("=" not in r or r[0] == "-" for r in rest)):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if rest:
+        options.overrides = [*options.overrides, *rest]
     try:
         return options.run(options) or 0
     except (ValueError, OSError, RuntimeError) as error:
@@ -32,6 +36,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What fails inside tf.data (an image that cannot be read) comes as TensorFlow's own error.
         if not hasattr(error, "error_code"):
             raise
+        from mrcnn_tf.data.pipeline import explain  # imports TensorFlow, which not every command needs
+
         print(f"error: {explain(error)}", file=sys.stderr)
     return 1
 
@@ -77,7 +83,8 @@ def parser() -> argparse.ArgumentParser:
         """examples:
   python evaluate.py --config configs/quickstart.yaml          the model that this config trained
   python evaluate.py --model M.keras --annotations A.json --images DIR
-  python evaluate.py --annotations A.json --results R.json     any COCO results file, whoever made it""",
+  python evaluate.py --annotations A.json --results R.json     any COCO results file, whoever made it
+  python evaluate.py --config configs/mr_rcnn_dsb2018.yaml --alpha 0 0.5 1 2    weights of MR R-CNN's second look""",
     )
     evaluate.add_argument("--config", metavar="YAML", help="evaluate the model in the config's run folder")
     evaluate.add_argument(
@@ -99,7 +106,16 @@ def parser() -> argparse.ArgumentParser:
         metavar="N",
         help="COCO's maxDets (default: 1 10 100, or the config's)",
     )
-    evaluate.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="with --config")
+    evaluate.add_argument(
+        "--alpha",
+        type=float,
+        nargs="+",
+        metavar="A",
+        help="evaluate an MR R-CNN at each of these weights of its refined scores; --out gets alpha.md and alpha.csv",
+    )
+    evaluate.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="with --config; to stand before --alpha"
+    )
 
     predict = command(
         "predict",
@@ -140,6 +156,43 @@ example:
     )
     export.add_argument("model", metavar="MODEL", help="a .keras file")
     export.add_argument("--out", required=True, metavar="DIR", help="gets the next numbered version folder")
+
+    build = command(
+        "build-ops",
+        run_build_ops,
+        "compile RoIAlign ahead of its first use",
+        """examples:
+  mrcnn build-ops              into the cache folder (MRCNN_TF_CACHE, else ~/.cache/mrcnn_tf)
+  mrcnn build-ops --package    into the package, before `pip wheel .`: machines without a compiler then have it""",
+    )
+    build.add_argument("--package", action="store_true", help="build into the package's own folder")
+
+    ablate = command(
+        "ablate",
+        run_ablate,
+        "train several configs with several seeds and compare them",
+        """Runs are in DIR/NAME/seedN; what is finished is kept, so the same command goes on where it was stopped.
+example:
+  mrcnn ablate configs/ablations/shapes_*.yaml --seeds 0 1 2 --out runs/ablation --baseline shapes_vanilla""",
+    )
+    # argparse cannot tell two lists apart: `run_ablate` does.
+    ablate.add_argument(
+        "configs", nargs="+", metavar="CONFIG", help="YAML files, and KEY=VALUE for all of them"
+    )
+    ablate.set_defaults(overrides=[])
+    ablate.add_argument(
+        "--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="one run each (default: 0 1 2)"
+    )
+    ablate.add_argument("--out", required=True, metavar="DIR", help="gets the runs, table.md and table.csv")
+    ablate.add_argument(
+        "--baseline", metavar="NAME", help="config that the others are compared with (default: the first)"
+    )
+    ablate.add_argument(
+        "--metrics",
+        nargs="+",
+        metavar="KEY",
+        help="columns, keys of metrics.json (default: box and mask AP, of all and of huddled instances)",
+    )
     return top
 
 
@@ -155,19 +208,22 @@ def run_train(options: argparse.Namespace) -> int:
 def run_evaluate(options: argparse.Namespace) -> int:
     """`mrcnn evaluate`."""
     keep_memory()
-    from mrcnn_tf.evaluation.coco import evaluate_coco, format_table
+    from mrcnn_tf.evaluation.coco import format_table
+    from mrcnn_tf.evaluation.huddled import evaluate_all, format_huddled
 
     max_detections = tuple(options.max_detections or (1, 10, 100))
     if options.results:
         if not options.annotations:
             raise ValueError("--results needs --annotations, the truth to compare with")
-        metrics = evaluate_coco(options.annotations, options.results, max_detections=max_detections)
-        print(format_table(metrics))
+        if options.alpha:
+            raise ValueError("--alpha needs a model: results have one score only")
+        metrics = evaluate_all(options.annotations, options.results, max_detections=max_detections)
+        print(f"{format_table(metrics)}\n\n{format_huddled(metrics)}")
         save_evaluation(options.out, metrics, None)
         return 0
 
     from mrcnn_tf.data.coco import CocoDataset
-    from mrcnn_tf.evaluation.run import evaluate_model
+    from mrcnn_tf.evaluation.run import evaluate_model, sweep_alpha
     from mrcnn_tf.training.checkpoints import load_model
 
     dataset: CocoDataset | None = None
@@ -192,10 +248,16 @@ def run_evaluate(options: argparse.Namespace) -> int:
         dataset = CocoDataset(options.annotations, options.images)
     if dataset is None:
         raise ValueError("there is no data set to evaluate on; give --annotations and --images")
-    evaluation = evaluate_model(
-        model, dataset, batch_size=options.batch_size, first=options.first, max_detections=max_detections
-    )
-    print(format_table(evaluation.metrics))
+    settings = {
+        "batch_size": options.batch_size,
+        "first": options.first,
+        "max_detections": max_detections,
+    }
+    if options.alpha:
+        save_sweep(options.out, options.alpha, sweep_alpha(model, dataset, options.alpha, **settings))
+        return 0
+    evaluation = evaluate_model(model, dataset, **settings)
+    print(f"{format_table(evaluation.metrics)}\n\n{format_huddled(evaluation.metrics)}\n")
     recall = {k.split("/")[1]: v for k, v in evaluation.metrics.items() if k.startswith("proposals/")}
     print("proposals " + ", ".join(f"{name} {value:.3f}" for name, value in recall.items()))
     print(evaluation.speed_line())
@@ -213,6 +275,51 @@ def save_evaluation(folder: str | None, metrics: dict, results: list | None) -> 
     if results is not None:
         (target / "predictions.json").write_text(json.dumps(results))
     print(f"written to {target}")
+
+
+def save_sweep(folder: str | None, alphas: Sequence[float], rows: list[dict]) -> None:
+    """Prints the metrics at each alpha as a table; writes it as `alpha.md` and `alpha.csv`, if there is a folder."""
+    from mrcnn_tf.evaluation.coco import format_number
+    from mrcnn_tf.tables import markdown, save_csv, save_text
+
+    columns = [f"{t}/AP" for t in ("bbox", "segm") if f"{t}/AP" in rows[0]]
+    columns += [key for key in rows[0] if key.startswith("huddled/") and key.endswith("/AP")]
+    cells = [
+        [f"{a:g}", *(format_number(row[c]) for c in columns)] for a, row in zip(alphas, rows, strict=True)
+    ]
+    table = markdown(["alpha", *columns], cells)
+    print(table)
+    if folder is not None:
+        target = Path(folder)
+        target.mkdir(parents=True, exist_ok=True)
+        save_text(target / "alpha.md", table + "\n")
+        save_csv(
+            target / "alpha.csv",
+            [{"alpha": a, **{c: row[c] for c in columns}} for a, row in zip(alphas, rows, strict=True)],
+        )
+        print(f"written to {target}")
+
+
+def run_ablate(options: argparse.Namespace) -> int:
+    """`mrcnn ablate`."""
+    from mrcnn_tf.ablate import DEFAULT_METRICS, ablate
+
+    # KEY=VALUE may stand anywhere, behind --metrics too; neither metrics nor configs have a "=".
+    given = [*options.configs, *(options.metrics or []), *options.overrides]
+    overrides = [argument for argument in given if "=" in argument]
+    configs = [argument for argument in options.configs if "=" not in argument]
+    metrics = [argument for argument in options.metrics or DEFAULT_METRICS if "=" not in argument]
+    if not configs:
+        raise ValueError("there is no config among the arguments; give one YAML file or more")
+    done = ablate(
+        configs,
+        seeds=options.seeds,
+        out=options.out,
+        baseline=options.baseline,
+        metrics=metrics,
+        overrides=overrides,
+    )
+    return 0 if done else 1
 
 
 def run_predict(options: argparse.Namespace) -> int:
@@ -242,6 +349,14 @@ def run_export(options: argparse.Namespace) -> int:
     from mrcnn_tf.training.checkpoints import load_model
 
     print(export_saved_model(load_model(options.model), options.out))
+    return 0
+
+
+def run_build_ops(options: argparse.Namespace) -> int:
+    """`mrcnn build-ops`."""
+    from mrcnn_tf.ops.compile import build
+
+    print(build(package=options.package))
     return 0
 
 

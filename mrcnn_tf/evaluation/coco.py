@@ -23,7 +23,14 @@ from pycocotools.coco import COCO
 
 from mrcnn_tf.evaluation.matching import Matching
 
-__all__ = ["evaluate_coco", "format_table"]
+__all__ = [
+    "average_precisions",
+    "coco_metrics",
+    "evaluate_coco",
+    "format_number",
+    "format_table",
+    "match_coco",
+]
 
 _AREAS = ("", "s", "m", "l")  # the order of pycocotools' area ranges: all, small, medium, large
 _TITLES = {"bbox": "box", "segm": "mask"}
@@ -61,6 +68,24 @@ def evaluate_coco(
             keys, scores or boxes that are not finite, or masks of another size than their image. The message
             names file and entry.
     """
+    return coco_metrics(
+        *match_coco(ground_truth, results, iou_types=iou_types, max_detections=max_detections)
+    )
+
+
+def match_coco(
+    ground_truth: dict[str, Any] | str | Path,
+    results: Sequence[dict[str, Any]] | str | Path,
+    *,
+    iou_types: Sequence[str] = ("bbox", "segm"),
+    max_detections: Sequence[int] = (1, 10, 100),
+) -> tuple[dict[str, Any], dict[str, Matching]]:
+    """Check truth and results and match them: the costly part of `evaluate_coco`, whose arguments and errors it has.
+
+    Returns:
+        The truth as read, and for each IoU type that can be measured its `Matching`. The annotation at index i of
+        the truth has the id i + 1 there.
+    """
     unknown = set(iou_types) - set(_TITLES)
     if unknown or not iou_types:
         raise ValueError(f"iou_types must hold 'bbox', 'segm' or both, not {sorted(iou_types)}")
@@ -71,21 +96,24 @@ def evaluate_coco(
     entries, results_name = _load(results, "results", list)
     _check_truth(truth, truth_name)
     _check_results(entries, results_name, truth, truth_name)
+    types = _measurable(iou_types, truth, entries, results_name)
+    return truth, {iou_type: _accumulate(truth, entries, iou_type, limits) for iou_type in types}
 
+
+def coco_metrics(truth: dict[str, Any], matchings: dict[str, Matching]) -> dict[str, Any]:
+    """What `evaluate_coco` returns, from what `match_coco` returned."""
     names = _class_names(truth["categories"])
     instances = Counter(a["category_id"] for a in truth["annotations"] if not a.get("iscrowd"))
     metrics: dict[str, Any] = {}
     per_class: dict[str, dict[str, float]] = {
         name: {"instances": instances[category]} for category, name in names.items()
     }
-    for iou_type in _measurable(iou_types, truth, entries, results_name):
-        evaluation = _accumulate(truth, entries, iou_type, limits)
-        for key, value in _summary(evaluation, limits).items():
+    for iou_type, matching in matchings.items():
+        for key, value in _summary(matching).items():
             metrics[f"{iou_type}/{key}"] = value
-        for index, category in enumerate(evaluation.params.catIds):
-            of_class = _summary(evaluation, limits, index)
-            for key in ("AP", "AP50", "AP75"):
-                per_class[names[category]][f"{iou_type}/{key}"] = of_class[key]
+        for index, category in enumerate(matching.params.catIds):
+            for key, value in average_precisions(matching, index).items():
+                per_class[names[category]][f"{iou_type}/{key}"] = value
     return {**metrics, "per_class": per_class}
 
 
@@ -105,7 +133,9 @@ def format_table(metrics: dict[str, Any], *, per_class: bool = True) -> str:
     keys = [key.split("/")[1] for key in metrics if key.startswith(f"{types[0]}/")]
     lines = [" " * 6 + "".join(f"{key:>7}" for key in keys)]
     for t in types:
-        lines.append(f"{_TITLES[t]:<6}" + "".join(f"{_number(metrics[t + '/' + key]):>7}" for key in keys))
+        lines.append(
+            f"{_TITLES[t]:<6}" + "".join(f"{format_number(metrics[t + '/' + key]):>7}" for key in keys)
+        )
     classes = {name: row for name, row in metrics.get("per_class", {}).items() if row["instances"]}
     if per_class and classes:
         width = min(max(len(name) for name in (*classes, "class")), 32)
@@ -115,12 +145,13 @@ def format_table(metrics: dict[str, Any], *, per_class: bool = True) -> str:
             f"{'class':<{width}}{'instances':>11}" + "".join(f"{title:>11}" for _, title in columns),
         ]
         for name, row in classes.items():
-            cells = "".join(f"{_number(row[key]):>11}" for key, _ in columns)
+            cells = "".join(f"{format_number(row[key]):>11}" for key, _ in columns)
             lines.append(f"{name[:width]:<{width}}{row['instances']:>11}{cells}")
     return "\n".join(lines)
 
 
-def _number(value: float) -> str:
+def format_number(value: float) -> str:
+    """Three digits, or a dash for COCO's -1."""
     return "-" if value < 0 else f"{value:.3f}"
 
 
@@ -289,22 +320,32 @@ def _index(truth: dict[str, Any], annotations: list[dict[str, Any]]) -> COCO:
     return coco
 
 
-def _summary(evaluation: Matching, limits: list[int], category: int | None = None) -> dict[str, float]:
-    """The twelve numbers, over all classes or for the one at this index.
+def average_precisions(evaluation: Matching, category: int | None = None) -> dict[str, float]:
+    """AP, AP50 and AP75 of an accumulated matching in its first area range, at its largest limit.
 
     pycocotools' own summary takes AP at 100 detections whatever the settings, so it is not used.
+
+    Args:
+        evaluation: the matching.
+        category: index of a class; None for the mean over the classes that have instances.
     """
-    classes = slice(None) if category is None else slice(category, category + 1)
-    # [IoU, recall, class, area range, limit] and [IoU, class, area range, limit]
-    precision = evaluation.eval["precision"][:, :, classes]
-    recall = evaluation.eval["recall"][:, classes]
+    # [IoU, recall, class, area range, limit]
+    precision = evaluation.eval["precision"][..., 0, -1]
+    precision = precision if category is None else precision[:, :, category]
     thresholds = evaluation.params.iouThrs
-    summary = {"AP": _mean(precision[..., 0, -1])}
+    values = {"AP": _mean(precision)}
     for percent in (50, 75):
-        at = int(np.argmin(np.abs(thresholds - percent / 100)))
-        summary[f"AP{percent}"] = _mean(precision[at, ..., 0, -1])
+        values[f"AP{percent}"] = _mean(precision[int(np.argmin(np.abs(thresholds - percent / 100)))])
+    return values
+
+
+def _summary(evaluation: Matching) -> dict[str, float]:
+    """COCO's twelve numbers, over all classes."""
+    # [IoU, recall, class, area range, limit] and [IoU, class, area range, limit]
+    precision, recall = evaluation.eval["precision"], evaluation.eval["recall"]
+    summary = average_precisions(evaluation)
     summary |= {f"AP{size}": _mean(precision[..., i, -1]) for i, size in enumerate(_AREAS) if size}
-    summary |= {f"AR{limit}": _mean(recall[..., 0, i]) for i, limit in enumerate(limits)}
+    summary |= {f"AR{n}": _mean(recall[..., 0, i]) for i, n in enumerate(evaluation.params.maxDets)}
     summary |= {f"AR{size}": _mean(recall[..., i, -1]) for i, size in enumerate(_AREAS) if size}
     return summary
 

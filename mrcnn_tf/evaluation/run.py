@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import evaluation_batches
-from mrcnn_tf.evaluation.coco import evaluate_coco
+from mrcnn_tf.evaluation.huddled import evaluate_all
 from mrcnn_tf.evaluation.recall import ProposalRecall
 from mrcnn_tf.models.detections import Detections
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
@@ -25,8 +25,8 @@ class EvaluationResult:
     """What `evaluate_model` returns.
 
     Attributes:
-        metrics: COCO's (`bbox/AP`, ..., `segm/AP`, ..., `per_class`), `proposals/recall@100`, ..., and
-            `images`, `images_per_second`.
+        metrics: COCO's (`bbox/AP`, ..., `segm/AP`, ..., `per_class`), those of huddled instances (`huddled/...`),
+            `proposals/recall@100`, ..., and `images`, `images_per_second`.
         results: entries in COCO's results format.
         pictures: indices into the data set and detections of its first images, as many as were asked for.
     """
@@ -113,7 +113,7 @@ def evaluate_model(
     pictures: int = 0,
     bar: str | None = "evaluating",
 ) -> EvaluationResult:
-    """COCO metrics of a model, with masks in compact form throughout.
+    """COCO and huddled metrics of a model, with masks in compact form throughout.
 
     Args:
         model: the model.
@@ -147,9 +147,41 @@ def evaluate_model(
     if len(seen) < len(dataset):
         truth["images"] = [image for image in truth["images"] if image["id"] in seen]
         truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in seen]
-    metrics = evaluate_coco(truth, results, max_detections=max_detections)
+    metrics = evaluate_all(truth, results, max_detections=max_detections)
     metrics.update({f"proposals/{k}": v for k, v in recall.result().items()})
     # The first batch pays for tracing.
     timed = times[batch_size:] or times
     metrics.update(images=len(times), images_per_second=1 / float(np.mean(timed)))
     return EvaluationResult(metrics, results, kept)
+
+
+def sweep_alpha(
+    model: MaskRCNN, dataset: CocoDataset, alphas: Sequence[float], **settings: Any
+) -> list[dict[str, Any]]:
+    """Metrics of an MR R-CNN at several weights of its refined scores (the paper's alpha), without training.
+
+    Args:
+        model: the model; it keeps the last alpha.
+        dataset: with the model's classes.
+        alphas: not negative; 0 takes the scores of the first stage alone.
+        **settings: of `evaluate_model`.
+
+    Returns:
+        For each alpha the metrics of `evaluate_model`.
+
+    Raises:
+        ValueError: the model has no refined scores to weigh, or an alpha is negative or not finite.
+    """
+    if not hasattr(model, "set_alpha"):
+        raise ValueError(
+            f"{type(model).__name__} has no alpha: it scores only once; give a model that was trained with "
+            "model.refining"
+        )
+    for alpha in alphas:
+        if not 0 <= alpha < float("inf"):
+            raise ValueError(f"alpha must be a number from 0 on, not {alpha}")
+    rows = []
+    for alpha in alphas:
+        model.set_alpha(alpha)
+        rows.append(evaluate_model(model, dataset, bar=f"alpha {alpha:g}", **settings).metrics)
+    return rows

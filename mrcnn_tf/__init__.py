@@ -12,9 +12,13 @@ _PUBLIC = {
     "generate_shapes": "mrcnn_tf.data.shapes",
     "evaluate_coco": "mrcnn_tf.evaluation.coco",
     "evaluate_model": "mrcnn_tf.evaluation.run",
+    "huddled_metrics": "mrcnn_tf.evaluation.huddled",
     "export_saved_model": "mrcnn_tf.export.saved_model",
     "Detections": "mrcnn_tf.models.detections",
     "MaskRCNN": "mrcnn_tf.models.mask_rcnn",
+    "MaskRefiningRCNN": "mrcnn_tf.models.mask_refining_rcnn",
+    "shape_aware_roi_align": "mrcnn_tf.ops.shape_aware",
+    "roi_align": "mrcnn_tf.ops.roi_align",
     "load_model": "mrcnn_tf.training.checkpoints",
     "train": "mrcnn_tf.training.train",
 }

@@ -12,25 +12,35 @@ from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import training_batches
 from mrcnn_tf.data.shapes import generate_shapes
 from mrcnn_tf.layers.fpn import FPN
-from mrcnn_tf.layers.heads import BoxHead, MaskHead
+from mrcnn_tf.layers.heads import BoxHead, MaskHead, RefiningMaskHead
 from mrcnn_tf.layers.resnet import ResNet
 from mrcnn_tf.layers.rpn import RPN
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 
 
 def build_model(config: Config, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNN:
     """The model of a config for these classes, with fresh weights."""
     values: dict[str, Any] = config.model.model_dump(by_alias=True)
-    backbone, count = values.pop("backbone"), len(class_names)
+    backbone, refining, count = values.pop("backbone"), values.pop("refining"), len(class_names)
     backbone.pop("weights")
+    mask_head = values.pop("mask_head")
     parts: dict[str, Any] = {
         "backbone": ResNet(**backbone),
         "fpn": FPN(**values.pop("fpn")),
         "rpn": RPN(**values.pop("rpn")),
         "box_head": BoxHead(count, **values.pop("box_head")),
-        "mask_head": MaskHead(count, **values.pop("mask_head")),
+        "mask_head": MaskHead(count, **mask_head),
     }
-    return MaskRCNN(list(class_names), list(category_ids), **parts, **values, name="mask_rcnn")
+    model = MaskRCNN
+    if refining is not None:
+        model = MaskRefiningRCNN
+        flow = refining.pop("mask_flow")
+        parts["refining_mask_head"] = RefiningMaskHead(count, mask_flow=flow, **mask_head)
+        values.update(refining)
+    weights = values.pop("loss_weights")
+    values["loss_weights"] = {name: weights[name] for name in model.LOSSES}
+    return model(list(class_names), list(category_ids), **parts, **values, name="mask_rcnn")
 
 
 def build_datasets(config: Config) -> tuple[CocoDataset, CocoDataset | None]:

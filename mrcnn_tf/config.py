@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
+CONFIG_ENDINGS = (".yaml", ".yml")
 Norm = Literal["frozen_batch", "batch", "sync_batch", "group"] | None
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -88,13 +89,40 @@ class MaskHeadConfig(Section):
 
 
 class LossWeights(Section):
-    """Factors of the five losses."""
+    """Factors of the losses."""
 
     rpn_class: NotNegative = 1.0
     rpn_box: NotNegative = 1.0
     class_: NotNegative = Field(1.0, alias="class")
     box: NotNegative = 1.0
     mask: NotNegative = 1.0
+    refined_class: NotNegative = 1.0
+    refined_box: NotNegative = 1.0
+    refined_mask: NotNegative = 1.0
+
+
+class Refining(Section):
+    """What `mrcnn_tf.models.mask_refining_rcnn.MaskRefiningRCNN` adds."""
+
+    shape_aware: bool = True
+    refine_classes: bool = True
+    refine_boxes: bool = True
+    refine_masks: bool = True
+    mask_flow: bool = True
+    alpha: NotNegative = 1.0
+    refining_samples: Count = 128
+    refined_boxes: Count = 100
+    refining_nms_threshold: Share = 0.7
+    map_gradient: bool = False
+
+    @model_validator(mode="after")
+    def _agree(self) -> Refining:
+        need(
+            self.refine_classes or self.refine_boxes or self.refine_masks,
+            "refine_masks",
+            "is false, and so are refine_classes and refine_boxes: nothing is refined; set refining to null instead",
+        )
+        return self
 
 
 Classification = Literal["cross_entropy", "sigmoid_focal"]
@@ -102,18 +130,19 @@ BoxLossName = Literal["smooth_l1", "l1", "iou", "giou"]
 
 
 class Model(Section):
-    """`mrcnn_tf.models.mask_rcnn.MaskRCNN`."""
+    """`mrcnn_tf.models.mask_rcnn.MaskRCNN`, or with `refining` the `MaskRefiningRCNN` on top of it."""
 
     backbone: Backbone = Backbone()
     fpn: Fpn = Fpn()
     rpn: Rpn = Rpn()
     box_head: BoxHeadConfig = BoxHeadConfig()
     mask_head: MaskHeadConfig = MaskHeadConfig()
+    refining: Refining | None = None
     min_size: Count = 800
     max_size: Count = 1333
     sampling_ratio: Count = 2
     aligned: bool = True
-    roi_align_backend: Literal["auto", "sparse", "crop", "gather"] = "auto"
+    roi_align_backend: Literal["auto", "custom", "sparse", "crop", "gather"] = "auto"
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     rpn_fg_iou: Share = 0.7
     rpn_bg_iou: Share = 0.3
@@ -390,6 +419,9 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: not YAML: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
+    # Configs are found from the file that names them, everything else from the current folder.
+    if str(values.get("init_from")).endswith(CONFIG_ENDINGS):
+        values["init_from"] = str(path.parent / values["init_from"])
     base = values.pop("base", None)
     if base is None:
         return values

@@ -8,7 +8,7 @@ from mrcnn_tf.config import Config, ConfigError, dump_config, load_config, make_
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: p.stem)
 def test_shipped_configs_load(path):
     config = load_config(path)
     assert path.stem in ("base", config.name)

@@ -54,7 +54,7 @@ CONFIG: dict[str, Any] = {
 }
 
 
-def make_model(**kwargs: Any) -> MaskRCNN:
+def make_model(kind: type[MaskRCNN] = MaskRCNN, **kwargs: Any) -> Any:
     """An untrained model of `CONFIG`'s size for images of 64 pixels."""
     settings: dict[str, Any] = {
         "min_size": 64,
@@ -64,7 +64,7 @@ def make_model(**kwargs: Any) -> MaskRCNN:
         "max_detections": 20,
         **kwargs,
     }
-    return MaskRCNN(
+    return kind(
         CLASSES,
         [3, 5, 7, 11, 13, 90],
         backbone=ResNet(18, norm="group", freeze_at=0, width=8),

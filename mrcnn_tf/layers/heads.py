@@ -149,12 +149,21 @@ class MaskHead(keras.layers.Layer):
         Returns:
             float32 `[B, N, 2 S, 2 S]`.
         """
+        return self.predict(self.hidden(features, training), classes)
+
+    def hidden(self, features: tf.Tensor, training: bool = False) -> tf.Tensor:
+        """`[B, N, S, S, C]` -> what the 3x3 convolutions make of it, `[B, N, S, S, channels]`."""
         b, n = tf.shape(features)[0], tf.shape(features)[1]
         s, c = features.shape[2], features.shape[4]
         x = tf.reshape(features, [-1, s, s, c])
         for layer in self.convs:
             x = layer(x, training=training)
-        x = self.deconv(x)
+        return tf.reshape(x, [b, n, s, s, self.channels])
+
+    def predict(self, hidden: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """`hidden [B, N, S, S, channels]` and `classes [B, N]` -> mask logits `[B, N, 2 S, 2 S]`."""
+        b, n, s = tf.shape(hidden)[0], tf.shape(hidden)[1], hidden.shape[2]
+        x = self.deconv(tf.reshape(hidden, [-1, s, s, self.channels]))
         row = (
             tf.zeros_like(classes)
             if self.class_agnostic
@@ -180,3 +189,49 @@ class MaskHead(keras.layers.Layer):
             "class_agnostic": self.class_agnostic,
             "norm": self.norm,
         }
+
+
+@keras.saving.register_keras_serializable("mrcnn_tf")
+class RefiningMaskHead(MaskHead):
+    """A mask head that also sees what the first mask head made of the same instance (MR R-CNN, section 3.3).
+
+    The first head's hidden features F^- go through a 1x1 convolution and are added to the RoI features. Its kernel
+    starts at zero: a head with a trained mask head's weights starts as that mask head.
+
+    Args: those of `MaskHead`, and
+        mask_flow: false leaves F^- out.
+    """
+
+    def __init__(self, num_classes: int, *, mask_flow: bool = True, **kwargs):
+        super().__init__(num_classes, **kwargs)
+        self.mask_flow = mask_flow
+
+    def build(self, channels: int) -> None:
+        """`channels`: of the RoI features."""
+        super().build(channels)
+        if self.mask_flow:
+            self.flow = Conv(channels, 1, kernel_initializer="zeros", dtype=self.dtype_policy, name="flow")
+            self.flow.build((None, None, None, self.channels))
+
+    def call(  # type: ignore[override]
+        self, features: tf.Tensor, previous: tf.Tensor, classes: tf.Tensor, training: bool = False
+    ) -> tf.Tensor:
+        """Mask logits of one class per RoI.
+
+        Args:
+            features: `[B, N, S, S, C]`.
+            previous: F^-, `[B, N, S, S, channels]`, of `MaskHead.hidden`.
+            classes, training: as for `MaskHead`.
+
+        Returns:
+            float32 `[B, N, 2 S, 2 S]`.
+        """
+        if self.mask_flow:
+            s = previous.shape[2]
+            flow = self.flow(tf.reshape(previous, [-1, s, s, self.channels]))
+            features += tf.reshape(flow, tf.shape(features))
+        return super().call(features, classes, training=training)
+
+    def get_config(self) -> dict:
+        """The constructor's arguments."""
+        return {**super().get_config(), "mask_flow": self.mask_flow}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any, ClassVar, NamedTuple, overload
 
 import keras
 import numpy as np
@@ -21,8 +21,20 @@ from mrcnn_tf.models import targets
 from mrcnn_tf.models.detections import Detections
 from mrcnn_tf.ops.roi_align import roi_align
 
-PARTS = ("backbone", "fpn", "rpn", "box_head", "mask_head", "normalize")
-LOSSES = ("rpn_class", "rpn_box", "class", "box", "mask")
+
+class FirstStage(NamedTuple):
+    """What a training step of Mask R-CNN leaves for a second look at its RoIs.
+
+    `features`: the pyramid; `truth`, `sizes`: the batch's; `rois`: those sampled; `class_logits [B, N, K + 1]` and
+    `box_deltas [B, N, K or 1, 4]`: the box head's for them.
+    """
+
+    features: list[tf.Tensor]
+    truth: targets.Truth
+    sizes: tf.Tensor
+    rois: targets.RoIs
+    class_logits: tf.Tensor
+    box_deltas: tf.Tensor
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")
@@ -51,6 +63,9 @@ class MaskRCNN(keras.Model):
         ValueError: for a loss or a proposal source that does not exist, for class names that are not unique, and
             for heads whose class count is not that of `class_names`.
     """
+
+    PARTS: ClassVar[tuple[str, ...]] = ("backbone", "fpn", "rpn", "box_head", "mask_head", "normalize")
+    LOSSES: ClassVar[tuple[str, ...]] = ("rpn_class", "rpn_box", "class", "box", "mask")
 
     def __init__(
         self,
@@ -92,7 +107,9 @@ class MaskRCNN(keras.Model):
         max_detections: int = 100,
         **kwargs,
     ):
-        settings = {k: v for k, v in locals().items() if k not in (*PARTS, "self", "kwargs", "__class__")}
+        settings = {
+            k: v for k, v in locals().items() if k not in (*MaskRCNN.PARTS, "self", "kwargs", "__class__")
+        }
         super().__init__(autocast=False, **kwargs)
         if len(set(class_names)) != len(class_names):
             raise ValueError(f"class_names has a name twice: {sorted(class_names)}")
@@ -151,20 +168,24 @@ class MaskRCNN(keras.Model):
             "weights": (1.0, 1.0, 1.0, 1.0),
         }
         self.box_loss: dict[str, Any] = {"name": box_loss, "beta": box_beta, "weights": self.box_weights}
-        unknown = sorted(set(loss_weights or {}) - set(LOSSES))
+        unknown = sorted(set(loss_weights or {}) - set(self.LOSSES))
         if unknown:
-            raise ValueError(f"loss_weights has {', '.join(unknown)}; there are {', '.join(LOSSES)}")
-        self.loss_weights = {**dict.fromkeys(LOSSES, 1.0), **(loss_weights or {})}
+            raise ValueError(f"loss_weights has {', '.join(unknown)}; there are {', '.join(self.LOSSES)}")
+        self.loss_weights = {**dict.fromkeys(self.LOSSES, 1.0), **(loss_weights or {})}
         self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
         self.max_detections = max_detections
         self.clip_norm: float | None = None  # set by training: bound on the norm of all gradients together
 
         # Every shape is known from the arguments: built here, a model can be saved, counted and distributed at once.
         inputs = ((None, None, None, 3), self.backbone.channels, *[self.fpn.channels] * 3)
-        for part, input_shape in zip(PARTS, inputs, strict=False):
+        for part, input_shape in zip(MaskRCNN.PARTS, inputs, strict=False):
             if not getattr(self, part).built:  # a part read from a file is
                 getattr(self, part).build(input_shape)
         self.built = True
+        self.make_functions()
+
+    def make_functions(self) -> None:
+        """What `detect` and the evaluation call; anew after a setting that a graph holds has changed."""
         self._detect = tf.function(
             self._detect_image,
             input_signature=[tf.TensorSpec([None, None, 3], tf.uint8), tf.TensorSpec([], tf.float32)],
@@ -199,17 +220,24 @@ class MaskRCNN(keras.Model):
             first, zeros where there are fewer. All float32 but the classes, which are int32.
         """
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
-        features = self.pyramid(inputs["images"], sizes, training)
-        logits, deltas = self.rpn(features)
-        proposals, _, valid = self.rpn.propose(logits, deltas, self.rpn.anchors(features), sizes)
-        class_logits, box_deltas = self.box_head(self.align(features, proposals, self.box_head.roi_size))
-        boxes, scores, classes = self.select(proposals, valid, class_logits, box_deltas, sizes)
+        features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
+        boxes, scores, classes, _ = self.select(proposals, valid, class_logits, box_deltas, sizes)
         mask_logits = self.mask_head(
             self.align(features, boxes, self.mask_head.roi_size), classes, training=training
         )
         masks = tf.sigmoid(mask_logits)
         found = {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks}
         return {**found, "proposals": proposals}
+
+    def propose(
+        self, images: tf.Tensor, sizes: tf.Tensor, training: bool
+    ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """The pyramid; proposals `[B, N, 4]` and which are valid; the box head's logits and deltas for them."""
+        features = self.pyramid(images, sizes, training)
+        logits, deltas = self.rpn(features)
+        proposals, _, valid = self.rpn.propose(logits, deltas, self.rpn.anchors(features), sizes)
+        pooled = self.align(features, proposals, self.box_head.roi_size)
+        return features, proposals, valid, *self.box_head(pooled)
 
     def align(self, features: list[tf.Tensor], boxes: tf.Tensor, size: int) -> tf.Tensor:
         """RoI features `[B, N, size, size, C]` from P2 to P5."""
@@ -222,8 +250,12 @@ class MaskRCNN(keras.Model):
         class_logits: tf.Tensor,
         box_deltas: tf.Tensor,
         sizes: tf.Tensor,
-    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Boxes `[B, D, 4]`, scores and classes `[B, D]`: every class's box of every proposal, after NMS."""
+    ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+        """Every class's box of every proposal, after NMS.
+
+        Returns:
+            Boxes `[B, D, 4]`, scores and classes `[B, D]`, and `[B, D]`, which proposal each came from.
+        """
         k, b = self.num_classes, tf.shape(proposals)[0]
         scores = self.probabilities(class_logits)
         scores = tf.where(valid[..., None], scores, -1.0)
@@ -244,7 +276,7 @@ class MaskRCNN(keras.Model):
         boxes = tf.where(found[..., None], tf.gather(boxes, keep, batch_dims=1), 0.0)
         scores = tf.where(found, tf.gather(scores, keep, batch_dims=1), 0.0)
         classes = tf.where(found, tf.gather(groups, keep, batch_dims=1) + 1, -1)
-        return boxes, scores, classes
+        return boxes, scores, classes, keep // k
 
     def probabilities(self, class_logits: tf.Tensor) -> tf.Tensor:
         """`[..., K + 1]` -> foreground scores `[..., K]`, in the way that the loss trained them."""
@@ -255,7 +287,7 @@ class MaskRCNN(keras.Model):
     # --------------------------------------------------------------- training
 
     def losses_of(self, batch: dict[str, tf.Tensor], step: tf.Tensor) -> tuple[dict, dict]:
-        """The five losses of a training batch, and figures that tell whether the sampling works.
+        """The losses of a training batch, and figures that tell whether the sampling works.
 
         A loss is a sum over this replica divided by a count over all replicas, so the replicas' gradients add up
         to the gradient of the whole batch.
@@ -267,6 +299,13 @@ class MaskRCNN(keras.Model):
         Returns:
             Losses by name, unweighted; figures by name, each over the whole batch.
         """
+        values, figures, _ = self.first_stage(batch, step)
+        return values, figures
+
+    def first_stage(
+        self, batch: dict[str, tf.Tensor], step: tf.Tensor
+    ) -> tuple[dict[str, tf.Tensor], dict[str, tf.Tensor], FirstStage]:
+        """Mask R-CNN's five losses and its figures, see `losses_of`, and what they were computed from."""
         truth, ids = targets.truth_of(batch), batch["image_ids"]
         sizes = tf.cast(batch["image_sizes"], tf.float32)
         images = tf.cast(tf.shape(ids)[0], tf.float32)
@@ -294,29 +333,12 @@ class MaskRCNN(keras.Model):
             proposals, proposal_valid, truth, seed=targets.seeds(step, ids, 1), **self.roi_sampling
         )
         class_logits, box_deltas = self.box_head(self.align(features, rois.boxes, self.box_head.roi_size))
-        count, roi_positive = total(rois.valid), total(rois.positive)
-        cost = self.class_loss(rois.classes, class_logits)
-        classification = masked_sum(cost, rois.valid) / self._classification_count(
-            self.settings["class_loss"], count, roi_positive
-        )
-        # Only the first rows can be positive: the costly mask head sees no others.
-        foreground = max(1, int(self.roi_sampling["count"] * self.roi_sampling["positive_fraction"]))
-        rois = targets.RoIs(*(x[:, :foreground] for x in rois))
-        box_deltas = box_deltas[:, :foreground]
-        if not self.box_head.class_agnostic:
-            box_deltas = tf.gather(box_deltas, tf.maximum(rois.classes, 1) - 1, batch_dims=2)
-        else:
-            box_deltas = box_deltas[:, :, 0]
-        goal = tf.gather(truth.boxes, rois.matched, batch_dims=1)
-        cost = box_cost(box_deltas, rois.boxes, goal, **self.box_loss)
-        box = masked_sum(cost, rois.positive) / count
-
-        has_mask = rois.positive & tf.gather(truth.has_mask, rois.matched, batch_dims=1)
+        classification, box = self.box_head_losses(rois, truth, class_logits, box_deltas)
+        mask_rois = self.first_rois(rois)
         mask_logits = self.mask_head(
-            self.align(features, rois.boxes, self.mask_head.roi_size), rois.classes, training=True
+            self.align(features, mask_rois.boxes, self.mask_head.roi_size), mask_rois.classes, training=True
         )
-        goal = targets.mask_targets(rois.boxes, rois.matched, truth, self.mask_head.mask_size)
-        mask = masked_sum(self.mask_loss(goal, mask_logits), has_mask) / total(has_mask)
+        mask = self.mask_head_loss(mask_rois, mask_rois.boxes, truth, mask_logits)
 
         reached = tf.reduce_max(box_ops.pairwise_iou(truth.boxes, proposals), -1) >= 0.5
         images = global_sum(images)
@@ -326,7 +348,36 @@ class MaskRCNN(keras.Model):
             "roi_positives": global_sum(count_of(rois.positive)) / images,
         }
         values = (rpn_class, rpn_box, classification, box, mask)
-        return dict(zip(LOSSES, values, strict=True)), figures
+        stage = FirstStage(features, truth, sizes, rois, class_logits, box_deltas)
+        return dict(zip(MaskRCNN.LOSSES, values, strict=True)), figures, stage
+
+    def first_rois(self, rois: targets.RoIs) -> targets.RoIs:
+        """The rows that can be positive, which are the first: the costly mask head sees no others."""
+        count = max(1, int(rois.boxes.shape[1] * self.roi_sampling["positive_fraction"]))
+        return targets.RoIs(*(x[:, :count] for x in rois))
+
+    def box_head_losses(
+        self, rois: targets.RoIs, truth: targets.Truth, class_logits: tf.Tensor, box_deltas: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        """Classification loss of all RoIs, and box loss of the positive ones."""
+        count, positive = total(rois.valid), total(rois.positive)
+        cost = self.class_loss(rois.classes, class_logits)
+        classification = masked_sum(cost, rois.valid) / self._classification_count(
+            self.settings["class_loss"], count, positive
+        )
+        rois = self.first_rois(rois)
+        deltas = deltas_of_class(box_deltas[:, : rois.boxes.shape[1]], rois.classes)
+        goal = tf.gather(truth.boxes, rois.matched, batch_dims=1)
+        cost = box_cost(deltas, rois.boxes, goal, **self.box_loss)
+        return classification, masked_sum(cost, rois.positive) / count
+
+    def mask_head_loss(
+        self, rois: targets.RoIs, boxes: tf.Tensor, truth: targets.Truth, mask_logits: tf.Tensor
+    ) -> tf.Tensor:
+        """Mask loss of the positive RoIs, whose masks lie in `boxes [B, N, 4]`."""
+        has_mask = rois.positive & tf.gather(truth.has_mask, rois.matched, batch_dims=1)
+        goal = targets.mask_targets(boxes, rois.matched, truth, self.mask_head.mask_size)
+        return masked_sum(self.mask_loss(goal, mask_logits), has_mask) / total(has_mask)
 
     @staticmethod
     def _classification_count(name: str, sampled: tf.Tensor, positive: tf.Tensor) -> tf.Tensor:
@@ -340,7 +391,7 @@ class MaskRCNN(keras.Model):
         """One step of Keras' `fit`. Returns losses and figures of the whole batch over all replicas."""
         with tf.GradientTape() as tape:
             values, figures = self.losses_of(batch, self.optimizer.iterations)
-            loss = tf.add_n([values[name] * self.loss_weights[name] for name in LOSSES])
+            loss = tf.add_n([values[name] * self.loss_weights[name] for name in self.LOSSES])
             scaled = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
         gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, [w.value for w in weights])]
@@ -441,13 +492,13 @@ class MaskRCNN(keras.Model):
 
     def get_config(self) -> dict:
         """The constructor's arguments, the parts serialised."""
-        parts = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in PARTS}
+        parts = {name: keras.saving.serialize_keras_object(getattr(self, name)) for name in self.PARTS}
         return {**super().get_config(), **self.settings, **parts}
 
     @classmethod
     def from_config(cls, config: dict) -> MaskRCNN:
         """Inverse of `get_config`."""
-        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in PARTS}
+        parts = {name: keras.saving.deserialize_keras_object(config[name]) for name in cls.PARTS}
         return cls(**{**config, **parts})
 
 
@@ -465,6 +516,13 @@ def box_cost(
         return losses.BOX[name](box_ops.decode(deltas, reference, weights), goal)
     extra = {"beta": beta} if name == "smooth_l1" else {}
     return losses.BOX[name](deltas, box_ops.encode(goal, reference, weights), **extra)
+
+
+def deltas_of_class(deltas: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+    """`[B, N, K or 1, 4]` -> `[B, N, 4]`: those of each row's class; background is read as class 1."""
+    if deltas.shape[2] == 1:
+        return deltas[:, :, 0]
+    return tf.gather(deltas, tf.maximum(classes, 1) - 1, batch_dims=2)
 
 
 def global_sum(value: tf.Tensor) -> tf.Tensor:

@@ -49,7 +49,7 @@ def truth_of(batch: dict[str, tf.Tensor]) -> Truth:
 
 def seeds(step: tf.Tensor, image_ids: tf.Tensor, salt: int) -> tf.Tensor:
     """`[B, 2]` seeds that depend on step and image alone, and so not on how a batch is split over replicas."""
-    first = tf.cast(step, tf.int64) * 2 + salt
+    first = tf.cast(step, tf.int64) * 3 + salt
     return tf.cast(tf.stack([tf.broadcast_to(first, tf.shape(image_ids)), image_ids], 1), tf.int32)
 
 
@@ -104,13 +104,14 @@ def anchor_targets(
 
 class RoIs(NamedTuple):
     """Sampled RoIs `boxes [B, N, 4]`, positives first; `positive`, `valid [B, N]`; `matched [B, N]`: the instance
-    of a positive one, 0 elsewhere; `classes [B, N]`: its class, 0 for background."""
+    of a positive one, 0 elsewhere; `classes [B, N]`: its class, 0 for background; `index [B, N]`: which candidate."""
 
     boxes: tf.Tensor
     positive: tf.Tensor
     valid: tf.Tensor
     matched: tf.Tensor
     classes: tf.Tensor
+    index: tf.Tensor
 
 
 def roi_targets(
@@ -155,7 +156,7 @@ def roi_targets(
     matched = tf.maximum(tf.gather(match, index, batch_dims=1), 0)
     classes = tf.where(positive, tf.gather(truth.classes, matched, batch_dims=1), 0)
     chosen = tf.where(valid[..., None], tf.gather(candidates, index, batch_dims=1), 0.0)
-    return RoIs(chosen, positive, valid, matched, classes)
+    return RoIs(chosen, positive, valid, matched, classes, index)
 
 
 def mask_targets(rois: tf.Tensor, matched: tf.Tensor, truth: Truth, size: int) -> tf.Tensor:

@@ -122,6 +122,7 @@ def load_model(path: str | Path) -> keras.Model:
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such model file")
     # Imported for their registration: Keras finds classes by their registered names.
+    import mrcnn_tf.models.mask_refining_rcnn  # noqa: F401
     from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
     if not zipfile.is_zipfile(path) or not intact(path):

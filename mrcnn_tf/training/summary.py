@@ -9,6 +9,7 @@ from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import left_out
 from mrcnn_tf.layers.conv import BatchNorm, Conv
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 
 
 def summary(
@@ -23,9 +24,10 @@ def summary(
     settings = config.train
     names = ", ".join(train_set.class_names[:8]) + (", ..." if train_set.num_classes > 8 else "")
     trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
+    kind = "MR R-CNN" if isinstance(model, MaskRefiningRCNN) else "Mask R-CNN"
     epochs = settings.steps * settings.batch_size / len(train_set)
     lines = [
-        f"{config.name}: Mask R-CNN, ResNet-{model.backbone.depth}-FPN, {config.precision}, {replicas} device(s)",
+        f"{config.name}: {kind}, ResNet-{model.backbone.depth}-FPN, {config.precision}, {replicas} device(s)",
         f"train      {len(train_set)} images, {int(train_set.instance_counts.sum())} instances",
     ]
     if val_set is not None:
@@ -85,6 +87,11 @@ def training_memory(config: Config, model: MaskRCNN, replicas: int) -> float:
     samples = 1 + model.roi_align["sampling_ratio"] ** 2
     kept += rois * (box.roi_size**2 * channels * samples + 2 * box.units) * size
     kept += positives * mask.roi_size**2 * (channels * samples + mask.channels * (mask.depth + 4)) * size
+    if isinstance(model, MaskRefiningRCNN):
+        again = model.refining_samples
+        kept += again * (box.roi_size**2 * channels * samples + 2 * box.units) * size
+        masks = again * (1 + model.roi_sampling["positive_fraction"])
+        kept += masks * mask.roi_size**2 * (channels * samples + mask.channels * (mask.depth + 4)) * size
     # The gradients of the last tensors live beside what is still kept: a quarter more.
     batch = height * width * 3 * 4 + config.data.max_instances * config.data.mask_size**2
     return fixed + images * (1.25 * kept + 3 * batch)

@@ -6,6 +6,7 @@ import importlib.util
 import json
 import math
 import os
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,15 @@ import tensorflow as tf
 
 from mrcnn_tf import visualize
 from mrcnn_tf.build import build_batches, build_datasets, build_model
-from mrcnn_tf.config import Config, ConfigError, dump_config
+from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, dump_config, load_config
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import step_image_ids
 from mrcnn_tf.evaluation.coco import format_table
+from mrcnn_tf.evaluation.huddled import format_huddled, neighbour_overlaps
 from mrcnn_tf.evaluation.run import EvaluationResult, check_classes, evaluate_model
 from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from mrcnn_tf.training.callbacks import (
     Progress,
     SaveAndStop,
@@ -61,8 +64,9 @@ def train(
     """Trains, evaluates, draws and exports.
 
     Writes to the run folder: `config.yaml` as resolved, `history.csv`, `losses.png`, `ap.png`, `metrics.json`,
-    `predictions.json`, `validation.png` (prediction beside truth), `checkpoints/`, `model.keras`; and a SavedModel to
-    `EXPORT_FOLDER/NAME/VERSION/`. An earlier run in the same folder is moved aside, unless it is resumed.
+    `predictions.json`, `validation.png` (prediction beside truth), `comparison.png` (for MR R-CNN: the model it started
+    from above it), `checkpoints/`, `model.keras`; and a SavedModel to `EXPORT_FOLDER/NAME/VERSION/`. An earlier run in
+    the same folder is moved aside, unless it is resumed.
 
     Args:
         config: see `mrcnn_tf.load_config`.
@@ -75,6 +79,14 @@ def train(
         NotFinite: a loss became NaN or infinite; the newest checkpoint is good.
     """
     settings, folder = config.train, config.run_folder
+    source = None if config.init_from is None else Path(config.init_from)
+    if source is not None and source.suffix in CONFIG_ENDINGS:
+        phase = earlier_phase(config)
+        if not phase.finished:
+            return phase
+        source = phase.folder / "model.keras"
+        # Broken off before this phase, it has no checkpoint to go on from.
+        resume = resume and (folder / "checkpoints").exists()
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     if settings.deterministic:
@@ -88,7 +100,7 @@ def train(
 
     with strategy.scope():
         model = build_model(config, train_set.class_names, train_set.category_ids)
-        initialise(model, config, train_set)
+        initialise(model, source, config, train_set)
         schedule = Schedule(
             settings.learning_rate,
             settings.schedule,
@@ -160,7 +172,10 @@ def train(
     if save.interrupted:
         print(f"stopped after step {save.step}; go on with --resume")
         return Run(folder, model, {}, None, finished=False)
-    return finish(config, model, val_set, folder, validate.history if validate else [], board)
+    run = finish(config, model, val_set, folder, validate.history if validate else [], board)
+    if isinstance(model, MaskRefiningRCNN) and source is not None and val_set is not None:
+        compare(config, load_model(source), model, val_set)
+    return run
 
 
 def finish(
@@ -183,12 +198,15 @@ def finish(
         history = [*history, {"step": config.train.steps, **metrics}]
         write_json(folder / "metrics.json", metrics)
         write_json(folder / "predictions.json", evaluation.results)
-        sheet = draw_sheet(val_set, evaluation, config.evaluation.picture_score)
-        visualize.save(folder / "validation.png", sheet)
+        sheet = None
+        if evaluation.pictures:
+            sheet = draw_sheet(val_set, evaluation, config.evaluation.picture_score)
+            visualize.save(folder / "validation.png", sheet)
         if board:
             board.metrics(config.train.steps, {k: v for k, v in metrics.items() if isinstance(v, float)})
-            board.picture(config.train.steps, sheet)
-        print(format_table(metrics))
+            if sheet is not None:
+                board.picture(config.train.steps, sheet)
+        print(f"{format_table(metrics)}\n\n{format_huddled(metrics)}\n")
         print(evaluation.speed_line())
     visualize.plot_history(folder, history)
     exported = None
@@ -215,6 +233,39 @@ def evaluate(
     )
 
 
+def compare(config: Config, before: MaskRCNN, after: MaskRCNN, dataset: CocoDataset) -> None:
+    """Writes `comparison.png`: what the model found that training started from, what this one finds, and the truth.
+
+    The pictures are those with the most instances whose box overlaps that of another of their class by IoU above 0.1;
+    of equals the first.
+    """
+    if isinstance(before, MaskRefiningRCNN) or not config.evaluation.pictures:
+        return
+    truth = dataset.ground_truth()
+    near = neighbour_overlaps(truth)["same"] > 0.1
+    count = Counter(a["image_id"] for a, huddled in zip(truth["annotations"], near, strict=True) if huddled)
+    images = sorted(range(len(dataset)), key=lambda i: -count[dataset.image_ids[i]])
+    images = images[: config.evaluation.pictures]
+    score, rows = config.evaluation.picture_score, []
+    for model in (before, after):
+        found = [model.detect(dataset.image(i)).filter(score) for i in images]
+        rows.append(
+            [visualize.draw(dataset.image(i), f, size=480) for i, f in zip(images, found, strict=True)]
+        )
+    rows.append([])
+    for i in images:
+        names = [dataset.class_names[c - 1] for c in dataset.instances(i).classes]
+        rows[-1].append(visualize.draw(dataset.image(i), dataset.instances(i), names, size=480))
+    sheet = visualize.sheet(
+        rows,
+        headers=[Path(dataset.path(i)).name for i in images],
+        captions=[f"Mask R-CNN, {config.init_from}", f"MR R-CNN, {config.name}", "truth"],
+        cell=480,
+        rows_per_line=1,
+    )
+    visualize.save(config.run_folder / "comparison.png", sheet)
+
+
 def draw_sheet(dataset: CocoDataset, evaluation: EvaluationResult, score: float) -> np.ndarray:
     """Prediction beside truth for the kept pictures."""
     rows = []
@@ -225,16 +276,50 @@ def draw_sheet(dataset: CocoDataset, evaluation: EvaluationResult, score: float)
     return visualize.validation_sheet(rows)
 
 
-def initialise(model: MaskRCNN, config: Config, dataset: CocoDataset) -> None:
-    """Weights to start from: `init_from`'s, else the backbone's, else random ones."""
-    if config.init_from is not None:
-        source = load_model(config.init_from)
-        check_classes(source, dataset)
+def earlier_phase(config: Config) -> Run:
+    """Trains the config that `init_from` names, unless its finished run is there already.
+
+    It is trained with the data, seed, precision, devices and place of the later run, so that runs which start from
+    the same config start from the same model.
+
+    Raises:
+        ConfigError: the config cannot be used, or both would write to one folder.
+    """
+    path = str(config.init_from)
+    settings = load_config(path)
+    shared = {key: getattr(config, key) for key in ("data", "seed", "precision", "output")}
+    shared["train"] = settings.train.model_copy(update={"devices": config.train.devices})
+    shared["export"] = settings.export.model_copy(update={"saved_model": False})
+    settings = settings.model_copy(update=shared)
+    folder = settings.run_folder
+    if folder == config.run_folder:
+        raise ConfigError(
+            f"init_from: {path} would write to {folder} like this config; give each a name, with {{name}} in output"
+        )
+    same = False
+    if (folder / "config.yaml").exists():
+        written = load_config(folder / "config.yaml")
+        same = written.model_copy(update={"export": settings.export}) == settings
+    if same and (folder / "model.keras").exists():
+        print(f"starting from {folder / 'model.keras'}, which {path} trained before")
+        return Run(folder, load_model(folder / "model.keras"), {}, None, finished=True)
+    print(f"first {path}, to start from", flush=True)
+    return train(settings, resume=same and (folder / "checkpoints").exists())
+
+
+def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: CocoDataset) -> None:
+    """Weights to start from: those in `source`, a Mask R-CNN's for an MR R-CNN too; else the backbone's, if any."""
+    if source is not None:
+        trained = load_model(source)
+        check_classes(trained, dataset)
         try:
-            model.set_weights(source.get_weights())
+            if isinstance(model, MaskRefiningRCNN) and not isinstance(trained, MaskRefiningRCNN):
+                model.start_from(trained)
+            else:
+                model.set_weights(trained.get_weights())
         except ValueError as error:
             raise ConfigError(
-                f"init_from: {config.init_from} has another architecture than the config's model "
+                f"init_from: {source} has another architecture than the config's model "
                 f"({str(error).splitlines()[0]})"
             ) from None
     elif config.model.backbone.weights == "imagenet":

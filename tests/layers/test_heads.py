@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.layers.heads import BoxHead, MaskHead
+from mrcnn_tf.layers.heads import BoxHead, MaskHead, RefiningMaskHead
 from tests.harness import check_layer
 
 
@@ -51,6 +51,34 @@ def test_deconvolution_and_class_choice_against_transposed_convolution():
     every = np.einsum("nyxc,kc->nkyx", up, layer.kernel.numpy()) + layer.bias.numpy()[:, None, None]
     chosen = every[np.arange(6), CLASSES.numpy().ravel() - 1].reshape(2, 3, 8, 8)
     np.testing.assert_allclose(out, chosen, atol=1e-5)
+
+
+@pytest.mark.parametrize("mask_flow", [True, False])
+def test_refining_mask_head_harness(mask_flow, tmp_path):
+    def make():
+        layer = RefiningMaskHead(3, mask_flow=mask_flow, channels=8, depth=2)
+        layer.build(6)
+        return layer
+
+    def run(layer):
+        hidden = features(14, layer.compute_dtype, 8)
+        return layer(features(14, layer.compute_dtype), hidden, CLASSES)
+
+    check_layer(make, run, tmp_path)
+
+
+def test_refining_mask_head_adds_the_first_heads_features():
+    layer = RefiningMaskHead(3, channels=8, depth=1)
+    layer.build(6)
+    layer.kernel.assign(np.random.default_rng(1).normal(size=layer.kernel.shape))
+    x, hidden = features(14), features(14, channels=8)
+    plain = MaskHead.call(layer, x, CLASSES)
+    # As it is born, the flow is nothing.
+    np.testing.assert_array_equal(layer(x, hidden, CLASSES), plain)
+    kernel = np.random.default_rng(2).normal(size=(1, 1, 8, 6)).astype(np.float32)
+    layer.flow.kernel.assign(kernel)
+    expected = MaskHead.call(layer, x + tf.einsum("bnyxc,cd->bnyxd", hidden, kernel[0, 0]), CLASSES)
+    np.testing.assert_allclose(layer(x, hidden, CLASSES), expected, atol=1e-4)
 
 
 def test_odd_mask_size():

@@ -127,10 +127,11 @@ def test_select_by_hand():
     deltas[0, 1, 0, 0] = 1.0  # a tenth of the height (weight 10), 2 pixels down
     valid = tf.constant([[True, True, True, False]])
     logits = tf.constant(np.log(probability)[None], tf.float32)
-    boxes, scores, classes = model.select(
+    boxes, scores, classes, row = model.select(
         proposals, valid, logits, tf.constant(deltas), tf.constant([[64.0, 64.0]])
     )
     np.testing.assert_array_equal(classes[0, :3], [1, 2, -1])
+    np.testing.assert_array_equal(row[0, :2], [1, 0])
     np.testing.assert_allclose(scores[0, :3], [0.9, 0.4, 0], rtol=1e-4)
     np.testing.assert_allclose(boxes[0, :2], [[2, 0, 22, 21], [0, 0, 20, 20]], atol=1e-4)
 

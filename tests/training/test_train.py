@@ -19,6 +19,7 @@ from mrcnn_tf.training.callbacks import NotFinite, read_rows
 from mrcnn_tf.training.train import make_strategy, train
 from tests.tiny import CONFIG
 
+REFINING = {"refining_samples": 8, "refined_boxes": 20}
 ROOT = Path(__file__).resolve().parents[2]
 
 
@@ -111,9 +112,12 @@ class Interrupt(keras.callbacks.Callback):
             signal.raise_signal(signal.SIGINT)
 
 
-@pytest.mark.parametrize("precision,optimizer", [("float32", "sgd"), ("mixed_float16", "adamw")])
-def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(here, precision, optimizer):
+@pytest.mark.parametrize(
+    "precision,optimizer,refining", [("float32", "sgd", None), ("mixed_float16", "adamw", REFINING)]
+)
+def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(here, precision, optimizer, refining):
     changes = {
+        "model__refining": refining,
         "precision": precision,
         "train__optimizer": optimizer,
         "train__steps": 6,
@@ -146,18 +150,22 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 from tests.training.test_train import tiny
 from mrcnn_tf.training.train import train
-devices, precision, out = int(sys.argv[1]), sys.argv[2], sys.argv[3]
-run = train(tiny(name=f"r{devices}", precision=precision, train__devices=devices, train__batch_size=4, train__steps=3,
+devices, precision, refining, out = int(sys.argv[1]), sys.argv[2], eval(sys.argv[3]), sys.argv[4]
+run = train(tiny(name=f"r{devices}", precision=precision, model__refining=refining,
+                 train__devices=devices, train__batch_size=4, train__steps=3,
                  train__clip_norm=0.5, evaluation__every=0, export__saved_model=False))
 np.savez(out, *run.model.get_weights())
 """
 
 
-@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
-def test_two_replicas_are_one(here, precision):
+@pytest.mark.parametrize(
+    "precision,refining", [("float32", None), ("float32", REFINING), ("mixed_float16", REFINING)]
+)
+def test_two_replicas_are_one(here, precision, refining):
     """Two replicas with two images each, against one with four: the same weights after three steps."""
     for devices in (1, 2):
-        command = [sys.executable, "-c", REPLICAS, str(devices), precision, str(here / f"w{devices}.npz")]
+        command = [sys.executable, "-c", REPLICAS, str(devices), precision, str(refining)]
+        command.append(str(here / f"w{devices}.npz"))
         done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True)
         assert done.returncode == 0, done.stderr[-2000:]
     one, two = np.load("w1.npz"), np.load("w2.npz")
@@ -186,7 +194,7 @@ def test_batch_that_cannot_be_split():
 def test_batch_that_is_not_divisible(here):
     code = REPLICAS.replace("train__batch_size=4", "train__batch_size=3")
     done = subprocess.run(
-        [sys.executable, "-c", code, "2", "float32", "x.npz"],
+        [sys.executable, "-c", code, "2", "float32", "None", "x.npz"],
         env=environment(),
         capture_output=True,
         text=True,

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 
 from mrcnn_tf.export.saved_model import export_saved_model
+from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from tests.tiny import CLASSES, make_model
 
 # Run in a folder without the package, with Keras out of reach.
@@ -33,10 +35,10 @@ np.savez(outputs, **out)
 """
 
 
-@pytest.fixture(scope="module")
-def exported(tmp_path_factory):
+@pytest.fixture(scope="module", params=[MaskRCNN, MaskRefiningRCNN])
+def exported(request, tmp_path_factory):
     keras.utils.set_random_seed(0)
-    model = make_model(score_threshold=0.0)
+    model = make_model(request.param, score_threshold=0.0)
     folder = tmp_path_factory.mktemp("saved") / "tiny"
     return model, export_saved_model(model, folder)
 

@@ -17,8 +17,6 @@ _PUBLIC = {
     "Detections": "mrcnn_tf.models.detections",
     "MaskRCNN": "mrcnn_tf.models.mask_rcnn",
     "MaskRefiningRCNN": "mrcnn_tf.models.mask_refining_rcnn",
-    "shape_aware_roi_align": "mrcnn_tf.ops.shape_aware",
-    "roi_align": "mrcnn_tf.ops.roi_align",
     "load_model": "mrcnn_tf.training.checkpoints",
     "train": "mrcnn_tf.training.train",
 }

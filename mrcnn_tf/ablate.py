@@ -18,7 +18,7 @@ from typing import Any
 
 import yaml
 
-from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, dump_config, load_config, make_config
+from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, differences, load_config, make_config
 from mrcnn_tf.tables import write_comparison
 
 DEFAULT_METRICS = ("bbox/AP", "segm/AP", "huddled/same@0.1/bbox/AP", "huddled/same@0.1/segm/AP")
@@ -193,25 +193,6 @@ def check_folder(run: Run) -> None:
             f"{path}: is another config than the one to run ({'; '.join(differing[:3])}); choose another --out, or "
             f"delete {run.folder}"
         )
-
-
-def differences(there: Config, here: Config) -> list[str]:
-    """The keys in which two configs differ, with both values."""
-
-    def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for key, value in values.items():
-            out.update(
-                leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-            )
-        return out
-
-    a, b = (leaves(yaml.safe_load(dump_config(config))) for config in (there, here))
-    return [
-        f"{key}: {a.get(key, 'unset')} there, {b.get(key, 'unset')} here"
-        for key in {**a, **b}
-        if a.get(key) != b.get(key)
-    ]
 
 
 def command(run: Run) -> list[str]:

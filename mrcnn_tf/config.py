@@ -363,6 +363,8 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
             value: Any = yaml.safe_load(text)
         except yaml.YAMLError as error:
             raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from None
+        if key == "init_from" and str(value).endswith(CONFIG_ENDINGS):
+            value = str(Path(value).resolve())
         for part in reversed(key.split(".")):
             value = {part: value}
         values = _merge(values, value)
@@ -380,6 +382,25 @@ def make_config(values: dict[str, Any], source: str = "config") -> Config:
 def dump_config(config: Config) -> str:
     """The resolved config as YAML that `load_config` reads back."""
     return yaml.safe_dump(config.model_dump(mode="json", by_alias=True), sort_keys=False, allow_unicode=True)
+
+
+def differences(there: Config, here: Config) -> list[str]:
+    """The keys in which two configs differ, with both values."""
+
+    def leaves(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for key, value in values.items():
+            out.update(
+                leaves(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
+            )
+        return out
+
+    a, b = (leaves(yaml.safe_load(dump_config(config))) for config in (there, here))
+    return [
+        f"{key}: {a.get(key, 'unset')} there, {b.get(key, 'unset')} here"
+        for key in {**a, **b}
+        if a.get(key) != b.get(key)
+    ]
 
 
 def _explain(source: str, error: Any) -> str:
@@ -421,7 +442,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError(f"{path}: must hold keys and values, not a {type(values).__name__}")
     # Configs are found from the file that names them, everything else from the current folder.
     if str(values.get("init_from")).endswith(CONFIG_ENDINGS):
-        values["init_from"] = str(path.parent / values["init_from"])
+        values["init_from"] = str((path.parent / values["init_from"]).resolve())
     base = values.pop("base", None)
     if base is None:
         return values

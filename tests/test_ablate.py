@@ -271,6 +271,8 @@ class TestAlpha:
         class Refining:
             alphas: list[float] = []
 
+            refine_classes = True
+
             def set_alpha(self, value):
                 self.alphas.append(value)
 

@@ -172,10 +172,10 @@ def sweep_alpha(
     Raises:
         ValueError: the model has no refined scores to weigh, or an alpha is negative or not finite.
     """
-    if not hasattr(model, "set_alpha"):
+    if not getattr(model, "refine_classes", False):
         raise ValueError(
             f"{type(model).__name__} has no alpha: it scores only once; give a model that was trained with "
-            "model.refining"
+            "model.refining and its refine_classes"
         )
     for alpha in alphas:
         if not 0 <= alpha < float("inf"):

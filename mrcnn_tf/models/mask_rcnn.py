@@ -394,7 +394,10 @@ class MaskRCNN(keras.Model):
             loss = tf.add_n([values[name] * self.loss_weights[name] for name in self.LOSSES])
             scaled = self.optimizer.scale_loss(loss)
         weights = self.trainable_weights
-        gradients = [tf.convert_to_tensor(g) for g in tape.gradient(scaled, [w.value for w in weights])]
+        # A head that is switched off takes no part in the loss; its weights stay.
+        zero = tf.UnconnectedGradients.ZERO
+        gradients = tape.gradient(scaled, [w.value for w in weights], unconnected_gradients=zero)
+        gradients = [tf.convert_to_tensor(g) for g in gradients]
         # Summed here rather than by Keras, which sums after clipping and after looking for infinities: replicas would
         # clip differently, and could disagree on whether to skip a step.
         context = tf.distribute.get_replica_context()

@@ -241,7 +241,7 @@ class MaskRefiningRCNN(MaskRCNN):
         self.make_functions()  # what was traced has the old one in it
 
     def start_from(self, model: MaskRCNN) -> None:
-        """Takes a trained Mask R-CNN's weights; the refining heads start as copies of its heads.
+        """Takes a trained Mask R-CNN's weights; the refining heads of a new model start as copies of its heads.
 
         Raises:
             ValueError: the parts have other shapes.

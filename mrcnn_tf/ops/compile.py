@@ -8,6 +8,7 @@ Environment variables:
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -92,7 +93,10 @@ def build(package: bool = False) -> Path:
         RuntimeError: no compiler, or the build failed; with its first error and the log's path.
         OSError: the folder cannot be written.
     """
-    compiler = shlex.split(os.environ.get("CXX") or "g++")
+    try:
+        compiler = shlex.split(os.environ.get("CXX") or "g++")
+    except ValueError as error:
+        raise RuntimeError(f"CXX is {os.environ['CXX']!r}, which is no command: {error}") from None
     target = packaged_path() if package else cached_path(compiler)
     if target.exists():
         return target
@@ -112,7 +116,8 @@ def build(package: bool = False) -> Path:
             errors="replace",
         )
         if done.returncode:
-            log.write_text(f"{shlex.join(map(str, done.args))}\n{done.stdout}{done.stderr}")
+            with contextlib.suppress(OSError):  # a full disk must not hide the compiler's words
+                log.write_text(f"{shlex.join(map(str, done.args))}\n{done.stdout}{done.stderr}")
             lines = [line for line in done.stderr.splitlines() if line.strip()] or ["no message"]
             first = next((line for line in lines if "error" in line.lower()), lines[0]).strip()
             raise RuntimeError(f"RoIAlign could not be compiled: {first} (log: {log})")
@@ -147,7 +152,8 @@ def cached_path(compiler: list[str]) -> Path:
         raise RuntimeError(
             f"there is no C++ compiler {shlex.join(compiler)} to build RoIAlign with (CXX names one)"
         ) from error
-    return cache_folder() / f"roi_align-{tf.__version__}-{_digest(shlex.join(compiler), version)}.so"
+    digest = _digest(shlex.join(compiler), version)
+    return cache_folder() / f"roi_align-{tf.__version__}-{platform.machine()}-{digest}.so"
 
 
 def packaged_path() -> Path:

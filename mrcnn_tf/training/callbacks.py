@@ -17,7 +17,10 @@ from tqdm import tqdm
 
 from mrcnn_tf.training.checkpoints import Checkpoints, save_aside
 
-LOSS_NAMES = ("loss", "rpn_class_loss", "rpn_box_loss", "class_loss", "box_loss", "mask_loss")
+
+def is_loss(name: str) -> bool:
+    """Whether an entry of a step's logs is a loss and not a figure about the sampling."""
+    return name == "loss" or name.endswith("_loss")
 
 
 class StepCallback(keras.callbacks.Callback):
@@ -55,7 +58,7 @@ class StopIfNotFinite(StepCallback):
 
     def after(self, step: int, logs: dict[str, float]) -> None:
         """Raises NotFinite."""
-        bad = [name for name in LOSS_NAMES if not np.isfinite(logs.get(name, 0.0))]
+        bad = [name for name, value in logs.items() if is_loss(name) and not np.isfinite(value)]
         if bad:
             # The sum is not finite whenever a part is not: name the parts.
             parts = [name for name in bad if name != "loss"] or bad
@@ -105,7 +108,7 @@ class Progress(StepCallback):
         means = {k: float(np.mean([p[k] for p in self.pending])) for k in logs}
         seconds = time.perf_counter() - self.since
         speed = len(self.pending) * self.batch_size / max(seconds, 1e-9)
-        shown = {k.removesuffix("_loss"): f"{means[k]:.3f}" for k in LOSS_NAMES if k in means}
+        shown = {k.removesuffix("_loss"): f"{means[k]:.3f}" for k in means if is_loss(k)}
         extra = {"lr": f"{rate:.2g}", "img/s": f"{speed:.1f}"}
         self.bar.set_postfix({**shown, **extra}, refresh=False)
         self.bar.update(1)
@@ -168,7 +171,7 @@ class TensorBoard(StepCallback):
         with self.writer.as_default(step):
             tf.summary.scalar("learning_rate", float(self.model.optimizer.learning_rate))
             for name, value in logs.items():
-                tf.summary.scalar(("losses/" if name in LOSS_NAMES else "sampling/") + name, value)
+                tf.summary.scalar(("losses/" if is_loss(name) else "sampling/") + name, value)
 
     def metrics(self, step: int, values: dict[str, float]) -> None:
         """Writes validation figures."""

@@ -6,22 +6,20 @@ import importlib.util
 import json
 import math
 import os
-from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from mrcnn_tf import visualize
 from mrcnn_tf.build import build_batches, build_datasets, build_model
-from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, dump_config, load_config
+from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, differences, dump_config, load_config
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import step_image_ids
 from mrcnn_tf.evaluation.coco import format_table
-from mrcnn_tf.evaluation.huddled import format_huddled, neighbour_overlaps
+from mrcnn_tf.evaluation.huddled import format_huddled
 from mrcnn_tf.evaluation.run import EvaluationResult, check_classes, evaluate_model
 from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
@@ -36,6 +34,7 @@ from mrcnn_tf.training.callbacks import (
 )
 from mrcnn_tf.training.checkpoints import Checkpoints, load_model, save_aside
 from mrcnn_tf.training.optimizers import Schedule, make_optimizer
+from mrcnn_tf.training.pictures import draw_comparison, draw_sheet
 from mrcnn_tf.training.summary import summary
 
 
@@ -79,14 +78,16 @@ def train(
         NotFinite: a loss became NaN or infinite; the newest checkpoint is good.
     """
     settings, folder = config.train, config.run_folder
+    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     source = None if config.init_from is None else Path(config.init_from)
     if source is not None and source.suffix in CONFIG_ENDINGS:
-        phase = earlier_phase(config)
-        if not phase.finished:
-            return phase
-        source = phase.folder / "model.keras"
-        # Broken off before this phase, it has no checkpoint to go on from.
-        resume = resume and (folder / "checkpoints").exists()
+        phase = phase_config(config)
+        source = phase.run_folder / "model.keras"
+        if not (resume and checkpoints.steps()):
+            stopped = run_phase(phase, str(config.init_from))
+            if stopped is not None:
+                return stopped
+            resume = False  # broken off before this phase, there is nothing of it to go on from
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     if settings.deterministic:
@@ -100,7 +101,8 @@ def train(
 
     with strategy.scope():
         model = build_model(config, train_set.class_names, train_set.category_ids)
-        initialise(model, source, config, train_set)
+        if not resume:
+            initialise(model, source, config, train_set)
         schedule = Schedule(
             settings.learning_rate,
             settings.schedule,
@@ -125,7 +127,6 @@ def train(
         model.compile(optimizer=optimizer, jit_compile=False)
         model.clip_norm = settings.clip_norm
 
-    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     start, best = checkpoints.restore(model) if resume else (0, None)
     print(summary(config, model, train_set, val_set, strategy.num_replicas_in_sync, start), flush=True)
 
@@ -173,8 +174,8 @@ def train(
         print(f"stopped after step {save.step}; go on with --resume")
         return Run(folder, model, {}, None, finished=False)
     run = finish(config, model, val_set, folder, validate.history if validate else [], board)
-    if isinstance(model, MaskRefiningRCNN) and source is not None and val_set is not None:
-        compare(config, load_model(source), model, val_set)
+    if isinstance(model, MaskRefiningRCNN) and source is not None and source.exists() and val_set is not None:
+        draw_comparison(config, load_model(source), model, val_set)
     return run
 
 
@@ -233,54 +234,10 @@ def evaluate(
     )
 
 
-def compare(config: Config, before: MaskRCNN, after: MaskRCNN, dataset: CocoDataset) -> None:
-    """Writes `comparison.png`: what the model found that training started from, what this one finds, and the truth.
+def phase_config(config: Config) -> Config:
+    """The config that `init_from` names, with what it must share with the later run: model, data, seed, precision.
 
-    The pictures are those with the most instances whose box overlaps that of another of their class by IoU above 0.1;
-    of equals the first.
-    """
-    if isinstance(before, MaskRefiningRCNN) or not config.evaluation.pictures:
-        return
-    truth = dataset.ground_truth()
-    near = neighbour_overlaps(truth)["same"] > 0.1
-    count = Counter(a["image_id"] for a, huddled in zip(truth["annotations"], near, strict=True) if huddled)
-    images = sorted(range(len(dataset)), key=lambda i: -count[dataset.image_ids[i]])
-    images = images[: config.evaluation.pictures]
-    score, rows = config.evaluation.picture_score, []
-    for model in (before, after):
-        found = [model.detect(dataset.image(i)).filter(score) for i in images]
-        rows.append(
-            [visualize.draw(dataset.image(i), f, size=480) for i, f in zip(images, found, strict=True)]
-        )
-    rows.append([])
-    for i in images:
-        names = [dataset.class_names[c - 1] for c in dataset.instances(i).classes]
-        rows[-1].append(visualize.draw(dataset.image(i), dataset.instances(i), names, size=480))
-    sheet = visualize.sheet(
-        rows,
-        headers=[Path(dataset.path(i)).name for i in images],
-        captions=[f"Mask R-CNN, {config.init_from}", f"MR R-CNN, {config.name}", "truth"],
-        cell=480,
-        rows_per_line=1,
-    )
-    visualize.save(config.run_folder / "comparison.png", sheet)
-
-
-def draw_sheet(dataset: CocoDataset, evaluation: EvaluationResult, score: float) -> np.ndarray:
-    """Prediction beside truth for the kept pictures."""
-    rows = []
-    for index, found in evaluation.pictures:
-        image, truth = dataset.image(index), dataset.instances(index)
-        names = [dataset.class_names[c - 1] for c in truth.classes]
-        rows.append((image, found.filter(score), truth, names, Path(dataset.path(index)).name))
-    return visualize.validation_sheet(rows)
-
-
-def earlier_phase(config: Config) -> Run:
-    """Trains the config that `init_from` names, unless its finished run is there already.
-
-    It is trained with the data, seed, precision, devices and place of the later run, so that runs which start from
-    the same config start from the same model.
+    It is trained on the same devices and beside the later run, and not exported.
 
     Raises:
         ConfigError: the config cannot be used, or both would write to one folder.
@@ -288,23 +245,43 @@ def earlier_phase(config: Config) -> Run:
     path = str(config.init_from)
     settings = load_config(path)
     shared = {key: getattr(config, key) for key in ("data", "seed", "precision", "output")}
+    shared["model"] = config.model.model_copy(update={"refining": settings.model.refining})
     shared["train"] = settings.train.model_copy(update={"devices": config.train.devices})
     shared["export"] = settings.export.model_copy(update={"saved_model": False})
     settings = settings.model_copy(update=shared)
-    folder = settings.run_folder
-    if folder == config.run_folder:
+    if settings.run_folder == config.run_folder:
         raise ConfigError(
-            f"init_from: {path} would write to {folder} like this config; give each a name, with {{name}} in output"
+            f"init_from: {path} would write to {config.run_folder} like this config; give each a name, with {{name}} "
+            "in output"
         )
-    same = False
+    return settings
+
+
+def run_phase(config: Config, path: str) -> Run | None:
+    """Trains an earlier phase, unless its finished run is there already; the run if it was stopped, else nothing.
+
+    A run that would have given other weights is moved aside, and it is said why.
+    """
+    folder = config.run_folder
+    unlike = ["there is none yet"]
     if (folder / "config.yaml").exists():
-        written = load_config(folder / "config.yaml")
-        same = written.model_copy(update={"export": settings.export}) == settings
-    if same and (folder / "model.keras").exists():
-        print(f"starting from {folder / 'model.keras'}, which {path} trained before")
-        return Run(folder, load_model(folder / "model.keras"), {}, None, finished=True)
-    print(f"first {path}, to start from", flush=True)
-    return train(settings, resume=same and (folder / "checkpoints").exists())
+        unlike = [d for d in differences(load_config(folder / "config.yaml"), config) if decides_weights(d)]
+    if not unlike and (folder / "model.keras").exists():
+        print(f"starting from {folder / 'model.keras'}, trained before with {path}")
+        return None
+    print(f"first {path}, to start from" + (f" ({'; '.join(unlike[:3])})" if unlike else ""), flush=True)
+    run = train(config, resume=not unlike and bool(Checkpoints(folder / "checkpoints").steps()))
+    return None if run.finished else run
+
+
+def decides_weights(difference: str) -> bool:
+    """Whether a line of `config.differences` is about a key that a trained model's weights depend on."""
+    key = difference.partition(":")[0]
+    section, _, name = key.partition(".")
+    bookkeeping = ("devices", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
+    return section in ("model", "data", "seed", "precision", "init_from") or (
+        section == "train" and name not in bookkeeping
+    )
 
 
 def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: CocoDataset) -> None:
@@ -312,6 +289,8 @@ def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: Co
     if source is not None:
         trained = load_model(source)
         check_classes(trained, dataset)
+        for key, (theirs, ours) in unlike_settings(trained, model).items():
+            print(f"note       {source} was trained with {key} {theirs}, this model has {ours}")
         try:
             if isinstance(model, MaskRefiningRCNN) and not isinstance(trained, MaskRefiningRCNN):
                 model.start_from(trained)
@@ -326,6 +305,23 @@ def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: Co
         from mrcnn_tf.weights.imagenet import load_imagenet
 
         load_imagenet(model.backbone)
+
+
+def unlike_settings(trained: MaskRCNN, model: MaskRCNN) -> dict[str, tuple[Any, Any]]:
+    """Settings that the weights of one model may not suit in the other, though their shapes do."""
+    values = [
+        {
+            **{key: m.settings[key] for key in ("aligned", "sampling_ratio", "box_weights")},
+            "backbone.dialect": m.backbone.dialect,
+            **{
+                f"rpn.{key}": m.rpn.get_config()[key]
+                for key in ("anchor_sizes", "aspect_ratios", "anchor_offset")
+            },
+        }
+        for m in (trained, model)
+    ]
+    a, b = json.loads(json.dumps(values))  # lists and tuples are the same
+    return {key: (a[key], b[key]) for key in a if a[key] != b[key]}
 
 
 def make_strategy(devices: str | int, batch_size: int) -> tf.distribute.Strategy:

@@ -157,6 +157,11 @@ def test_switches(switch, silent, inputs):
     model.set_weights(jittered(model))
     losses, _ = model.losses_of(make_batch(), tf.constant(0))
     assert {name for name, loss in losses.items() if loss == 0} == {silent}
+    model.compile(keras.optimizers.SGD(0.01), jit_compile=False)
+    before = model.get_weights()
+    model.train_step(make_batch())  # weights that nothing reaches have a gradient of zero
+    assert any((a != b).any() for a, b in zip(before, model.get_weights(), strict=True))
+    model.set_weights(before)
     on = refining_model()
     on.set_weights(model.get_weights())
     changed = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import cv2
@@ -10,10 +11,10 @@ import numpy as np
 import pytest
 import yaml
 
-from mrcnn_tf.config import ConfigError, load_config
+from mrcnn_tf.config import ConfigError, dump_config, load_config
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from mrcnn_tf.training.checkpoints import load_model
-from mrcnn_tf.training.train import train
+from mrcnn_tf.training.train import phase_config, run_phase, train
 from tests.tiny import CONFIG
 from tests.training.test_train import REFINING, Interrupt
 
@@ -82,8 +83,58 @@ def test_a_phase_that_was_broken_off_is_resumed(configs, monkeypatch):
     assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
 
 
+@pytest.mark.parametrize(
+    "overrides,again",
+    [
+        ([], None),
+        (["train.log_every=3", "evaluation.every=2", "name=other", "model.refining.alpha=0.5"], None),
+        (["data.flip=false"], "data.flip: True there, False here"),
+        (["model.fpn.channels=24"], "model.fpn.channels: 16 there, 24 here"),
+        (["seed=4", "output=out/{name}/s3"], "seed: 3 there, 4 here"),
+    ],
+)
+def test_a_finished_phase_is_trained_again_only_if_it_would_be_another_model(
+    configs, monkeypatch, capsys, overrides, again
+):
+    module = sys.modules["mrcnn_tf.training.train"]
+    first = phase_config(load_config(configs / "second.yaml"))
+    first.run_folder.mkdir(parents=True)
+    (first.run_folder / "config.yaml").write_text(dump_config(first))
+    (first.run_folder / "model.keras").touch()
+    calls = []
+
+    def fake(config, resume=False):
+        calls.append((config.name, resume))
+        return module.Run(config.run_folder, None, {}, None, finished=True)
+
+    monkeypatch.setattr(module, "train", fake)
+    phase = phase_config(load_config(configs / "second.yaml", overrides))
+    assert run_phase(phase, "first.yaml") is None
+    out = capsys.readouterr().out
+    assert calls == ([("first", False)] if again else [])
+    assert (again or "starting from out/first/s3/model.keras") in out
+
+
+def test_a_phase_without_a_whole_checkpoint_begins_anew(configs, monkeypatch):
+    """Killed while it wrote its first one: the folder is there, a checkpoint is not."""
+    module = sys.modules["mrcnn_tf.training.train"]
+    phase = phase_config(load_config(configs / "second.yaml"))
+    (phase.run_folder / "checkpoints").mkdir(parents=True)
+    (phase.run_folder / "checkpoints" / "best.keras").touch()
+    (phase.run_folder / "config.yaml").write_text(dump_config(phase))
+    resumed = []
+
+    def fake(config, resume=False):
+        resumed.append(resume)
+        return module.Run(config.run_folder, None, {}, None, finished=True)
+
+    monkeypatch.setattr(module, "train", fake)
+    run_phase(phase, "first.yaml")
+    assert resumed == [False]
+
+
 def test_two_phases_cannot_share_a_folder(configs):
-    with pytest.raises(ConfigError, match="would write to here like this config"):
+    with pytest.raises(ConfigError, match="would write to here like this config; give each a name"):
         train(load_config(configs / "second.yaml", ["output=here"]))
 
 

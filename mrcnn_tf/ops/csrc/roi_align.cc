@@ -375,6 +375,8 @@ class RoiAlignOp : public OpKernel {
     OP_REQUIRES_OK(context, context->GetAttr("output_size", &options_.output_size));
     OP_REQUIRES_OK(context, context->GetAttr("sampling_ratio", &options_.ratio));
     OP_REQUIRES_OK(context, context->GetAttr("aligned", &options_.aligned));
+    OP_REQUIRES(context, int64_t{options_.output_size} * options_.ratio <= 4096,
+                absl::InvalidArgumentError("RoIAlign: more than 4096 samples along a side"));
     for (int stride : options_.strides) {
       OP_REQUIRES(context, stride > 0, absl::InvalidArgumentError("RoIAlign: strides must be positive"));
     }

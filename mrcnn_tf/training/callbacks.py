@@ -108,7 +108,8 @@ class Progress(StepCallback):
         means = {k: float(np.mean([p[k] for p in self.pending])) for k in logs}
         seconds = time.perf_counter() - self.since
         speed = len(self.pending) * self.batch_size / max(seconds, 1e-9)
-        shown = {k.removesuffix("_loss"): f"{means[k]:.3f}" for k in means if is_loss(k)}
+        losses = ["loss", *(f"{name}_loss" for name in self.model.LOSSES)]
+        shown = {k.removesuffix("_loss"): f"{means[k]:.3f}" for k in losses}
         extra = {"lr": f"{rate:.2g}", "img/s": f"{speed:.1f}"}
         self.bar.set_postfix({**shown, **extra}, refresh=False)
         self.bar.update(1)

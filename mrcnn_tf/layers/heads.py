@@ -31,9 +31,14 @@ class BoxHead(keras.layers.Layer):
         self.num_classes, self.units, self.roi_size = num_classes, units, roi_size
         self.class_agnostic = class_agnostic
 
+        policy = self.dtype_policy
+        if policy.compute_dtype == "float16" and not tf.config.list_logical_devices("GPU"):
+            # TensorFlow's float16 product with a bias takes hundreds of times as long on a CPU as float32's.
+            policy = "float32"
+
         def dense(name: str, size: int, activation: str | None, start) -> keras.layers.Dense:
             return keras.layers.Dense(
-                size, activation=activation, kernel_initializer=start, dtype=self.dtype_policy, name=name
+                size, activation=activation, kernel_initializer=start, dtype=policy, name=name
             )
 
         self.hidden = [dense(f"fc{i + 1}", units, "relu", "he_uniform") for i in range(2)]

@@ -40,6 +40,7 @@ def own_flags(parser: argparse.ArgumentParser) -> None:
     next(a for a in parser._actions if a.dest == "what").choices.append("conv")
     parser.add_argument("--dtype", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--peers", metavar="FOLDER", help="where peer_common.py is")
+    parser.add_argument("--refining", action="store_true", help="MR R-CNN instead of Mask R-CNN")
     parser.add_argument("--inter-op", type=int, help="TensorFlow's inter-op threads (default: --threads)")
 
 
@@ -53,6 +54,7 @@ import tensorflow as tf
 from mrcnn_tf.layers.fpn import FPN
 from mrcnn_tf.models import targets
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from mrcnn_tf.ops.roi_align import roi_align
 from mrcnn_tf.training.optimizers import Schedule, make_optimizer
 
@@ -62,7 +64,7 @@ VERSIONS = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": n
 
 def make_model() -> MaskRCNN:
     """ResNet-50-FPN for 90 classes; everything that the benchmark fixes is a default, but for the thresholds."""
-    model = MaskRCNN(
+    model = (MaskRefiningRCNN if args.refining else MaskRCNN)(
         [f"class{i + 1}" for i in range(pc.NUM_CLASSES - 1)],
         min_size=min(args.h, args.w),
         max_size=max(args.h, args.w),
@@ -112,6 +114,8 @@ def run_infer() -> None:
         factor = args.logit_std / np.std(tf.function(forward)().numpy())
         for weight in model.box_head.classes.weights:
             weight.assign(weight * factor)
+        if args.refining:
+            model.start_from(model)
     out: dict = {}
 
     def step() -> None:
@@ -141,6 +145,7 @@ def run_infer() -> None:
         box_rois=[model.rpn.post_nms[1]] * args.batch,
         mask_rois=[model.max_detections] * args.batch,
         gflop=round(gflop(model), 1),
+        parameters=model.count_params(),
         **({"stages": stages(model, stacked, sizes, out["found"])} if args.stages else {}),
     )
 
@@ -206,6 +211,10 @@ def gflop(model: MaskRCNN) -> float:
     total += count(model.box_head.call, ([1, model.rpn.post_nms[1], box, box, c], dtype))
     count_of = model.max_detections
     total += count(model.mask_head.call, ([1, count_of, mask, mask, c], dtype), ([1, count_of], tf.int32))
+    if args.refining:  # the first mask head has the boxes to refine instead, the refining one the detections
+        again = model.refined_boxes
+        total += count(model.refining_box_head.call, ([1, again, box, box, c], dtype))
+        total += count(model.mask_head.call, ([1, again, mask, mask, c], dtype), ([1, again], tf.int32))
     return total / 1e9
 
 

@@ -152,6 +152,12 @@ def test_without_a_compiler(built, tmp_path):
     )
 
 
+def test_compiler_that_is_no_command(monkeypatch):
+    monkeypatch.setenv("CXX", "g++ 'half a quote")
+    with pytest.raises(RuntimeError, match="CXX is .* which is no command: No closing quotation"):
+        compiled.build()
+
+
 def test_failed_build(built, tmp_path):
     body = 'echo "In file included from x.h:" >&2\necho "x.cc:1: error: no luck" >&2\nexit 1'
     compiler = fake_compiler(tmp_path / "g++", body)

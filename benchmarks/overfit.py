@@ -32,10 +32,10 @@ SETTINGS = [
     "precision=mixed_bfloat16",
     "train.optimizer=adamw",
     "train.learning_rate=0.0005",
-    "train.steps=1100",
+    "train.steps=700",
     "train.weight_decay=0.0",
     "train.checkpoint_every=100000",
-    "evaluation.every=275",
+    "evaluation.every=350",
     "export.saved_model=false",
 ]
 

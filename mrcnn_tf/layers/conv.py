@@ -139,7 +139,7 @@ class Conv(keras.layers.Layer):
         kernel_initializer="he_normal",
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         if norm not in NORMS:
             raise ValueError(f"norm is {norm!r}; it must be one of {', '.join(map(repr, NORMS))}")
         self.filters, self.kernel_size, self.strides = filters, kernel_size, strides
@@ -170,10 +170,16 @@ class Conv(keras.layers.Layer):
         if self.norm is not None:
             self.norm.build((*input_shape[:-1], self.filters))
 
-    def call(self, x: tf.Tensor, training: bool = False, residual: tf.Tensor | None = None) -> tf.Tensor:
+    def call(
+        self,
+        x: tf.Tensor,
+        training: bool = False,
+        residual: tf.Tensor | None = None,
+        share: tf.Tensor | None = None,
+    ) -> tf.Tensor:
         """`[B, H, W, C]` -> `[B, ceil(H / strides), ceil(W / strides), filters]`.
 
-        `residual`, of the output's shape, is added before the ReLU.
+        `residual`, of the output's shape, is added before the ReLU. `share`: see `GroupNorm`.
         """
         kernel = tf.convert_to_tensor(self.kernel)
         bias = None if self.bias is None else tf.convert_to_tensor(self.bias)
@@ -200,7 +206,7 @@ class Conv(keras.layers.Layer):
         if bias is not None:
             x = tf.nn.bias_add(x, tf.cast(bias, x.dtype))
         if normalise:
-            x = self.norm(x, training=training) if isinstance(self.norm, BatchNorm) else self.norm(x)
+            x = self.norm(x, training=training) if isinstance(self.norm, BatchNorm) else self.norm(x, share)
         if residual is not None:
             x = x + residual
         return tf.nn.relu(x) if self.relu else x
@@ -234,10 +240,14 @@ class GroupNorm(keras.layers.Layer):
         groups: into how many the channels are split; must divide C.
         epsilon: added to the variance.
         gamma: initial scale.
+
+    Call: `[B, H, W, C]` -> the same. `share` `[B, 2]` says which part of height and width is image and not padding; the
+    statistics are the image's alone. Otherwise an image would be seen with other eyes on another canvas: trained on
+    padded ones, a model found far less where there was no padding.
     """
 
     def __init__(self, groups: int = 32, epsilon: float = 1e-5, gamma: float = 1.0, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.groups, self.epsilon, self.initial_gamma = groups, epsilon, gamma
 
     def build(self, input_shape: tuple) -> None:
@@ -246,13 +256,19 @@ class GroupNorm(keras.layers.Layer):
         self.gamma = self.add_weight(name="gamma", shape=shape, initializer=start, autocast=False)
         self.beta = self.add_weight(name="beta", shape=shape, initializer="zeros", autocast=False)
 
-    def call(self, x: tf.Tensor) -> tf.Tensor:
-        """`[B, H, W, C]` -> the same."""
+    def call(self, x: tf.Tensor, share: tf.Tensor | None = None) -> tf.Tensor:
+        """See the class."""
         x32, c = tf.cast(x, tf.float32), x.shape[-1]
         size = c // self.groups
         # Per-channel sums first: the only passes over the big tensor are two reductions and one multiply-add.
-        mean = tf.reduce_mean(x32, [1, 2])
-        square = tf.reduce_mean(x32 * x32, [1, 2])
+        if share is None:
+            mean, square = tf.reduce_mean(x32, [1, 2]), tf.reduce_mean(x32 * x32, [1, 2])
+        else:
+            rows, columns = (inside(share[:, axis], tf.shape(x)[1 + axis]) for axis in (0, 1))
+            weights = tf.reshape(rows[:, :, None] * columns[:, None], [tf.shape(x)[0], 1, -1])
+            mean, square = (
+                tf.matmul(weights, tf.reshape(y, [tf.shape(x)[0], -1, c]))[:, 0] for y in (x32, x32 * x32)
+            )
 
         def over_group(per_channel: tf.Tensor) -> tf.Tensor:
             grouped = tf.reduce_mean(tf.reshape(per_channel, [-1, self.groups, size]), -1, keepdims=True)
@@ -271,3 +287,11 @@ class GroupNorm(keras.layers.Layer):
         """The constructor's arguments."""
         own = {"groups": self.groups, "epsilon": self.epsilon, "gamma": self.initial_gamma}
         return {**super().get_config(), **own}
+
+
+def inside(share: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
+    """Equal weights, `[B, size]` with sum 1, for the first `share` `[B]` of `size` cells; one that is cut counts."""
+    cells = tf.range(size, dtype=tf.float32)[None]
+    # 1e-3: the product may lie a rounding above a whole number.
+    chosen = tf.cast(cells + 1e-3 < share[:, None] * tf.cast(size, tf.float32), tf.float32)
+    return chosen / tf.maximum(tf.reduce_sum(chosen, 1, keepdims=True), 1.0)

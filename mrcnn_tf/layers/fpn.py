@@ -20,7 +20,7 @@ class FPN(keras.layers.Layer):
     strides = (4, 8, 16, 32, 64)
 
     def __init__(self, channels: int = 256, norm: str | None = None, **kwargs):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.channels, self.norm = channels, norm
 
         def conv(name: str, size: int) -> Conv:
@@ -43,13 +43,16 @@ class FPN(keras.layers.Layer):
             output.build((None, None, None, self.channels))
         self.built = True
 
-    def call(self, features: list[tf.Tensor], training: bool = False) -> list[tf.Tensor]:
-        """C2 to C5 -> P2 to P6, each `[B, H_l, W_l, channels]` at strides 4, 8, 16, 32, 64."""
-        laterals = [layer(c, training=training) for layer, c in zip(self.laterals, features, strict=True)]
+    def call(
+        self, features: list[tf.Tensor], training: bool = False, share: tf.Tensor | None = None
+    ) -> list[tf.Tensor]:
+        """C2 to C5 -> P2 to P6, each `[B, H_l, W_l, channels]` at strides 4, 8, 16, 32, 64; `share` as for `ResNet`."""
+        options = {"training": training, "share": share}
+        laterals = [layer(c, **options) for layer, c in zip(self.laterals, features, strict=True)]
         merged = [laterals[-1]]
         for lateral in laterals[-2::-1]:
             merged.append(lateral + upsample_to(merged[-1], lateral))
-        out = [layer(x, training=training) for layer, x in zip(self.outputs, merged[::-1], strict=True)]
+        out = [layer(x, **options) for layer, x in zip(self.outputs, merged[::-1], strict=True)]
         return [*out, out[-1][:, ::2, ::2]]
 
     def get_config(self) -> dict:

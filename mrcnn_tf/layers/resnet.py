@@ -60,7 +60,7 @@ class ResidualBlock(keras.layers.Layer):
         norm: str | None = "frozen_batch",
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         self.own = {
             "filters": filters,
             "strides": strides,
@@ -104,12 +104,12 @@ class ResidualBlock(keras.layers.Layer):
         if self.shortcut is not None:
             self.shortcut.build(tuple(input_shape))
 
-    def call(self, x: tf.Tensor, training: bool = False) -> tf.Tensor:
-        """`[B, H, W, C]` -> `[B, H / strides, W / strides, width]`."""
-        shortcut = x if self.shortcut is None else self.shortcut(x, training=training)
+    def call(self, x: tf.Tensor, training: bool = False, share: tf.Tensor | None = None) -> tf.Tensor:
+        """`[B, H, W, C]` -> `[B, H / strides, W / strides, width]`; `share`: see `GroupNorm`."""
+        shortcut = x if self.shortcut is None else self.shortcut(x, training=training, share=share)
         for layer in self.convs[:-1]:
-            x = layer(x, training=training)
-        return self.convs[-1](x, training=training, residual=shortcut)
+            x = layer(x, training=training, share=share)
+        return self.convs[-1](x, training=training, residual=shortcut, share=share)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """See `call`."""
@@ -149,7 +149,7 @@ class ResNet(keras.layers.Layer):
         checkpointing: bool = False,
         **kwargs,
     ):
-        super().__init__(**kwargs)
+        super().__init__(autocast=False, **kwargs)
         if depth not in BLOCKS:
             raise ValueError(f"depth is {depth}; it must be one of {', '.join(map(str, BLOCKS))}")
         if dialect not in DIALECTS:
@@ -207,17 +207,23 @@ class ResNet(keras.layers.Layer):
         """Channels of C2 to C5."""
         return [self.width * 2**stage * (4 if self.depth >= 50 else 1) for stage in range(4)]
 
-    def call(self, x: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
-        """`[B, H, W, 3]`, normalised -> C2, C3, C4, C5: `[B, H / 4, W / 4, .]` to `[B, H / 32, W / 32, .]`."""
-        x = self.stem(x, training=training)
+    def call(self, x: tf.Tensor, training: bool = False, share: tf.Tensor | None = None) -> list[tf.Tensor]:
+        """`[B, H, W, 3]`, normalised -> C2, C3, C4, C5: `[B, H / 4, W / 4, .]` to `[B, H / 32, W / 32, .]`.
+
+        `share` `[B, 2]`: the part of height and width that is image and not padding; group norms need it.
+        """
+        x = self.stem(x, training=training, share=share)
         x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
         out, i = [], 0
         for stage, count in enumerate(BLOCKS[self.depth]):
             for block in self.blocks[i : i + count]:
                 if self.checkpointing and training and block.trainable:
-                    x = tf.recompute_grad(lambda y, block=block: block(y, training=True))(x)
+                    again = tf.recompute_grad(
+                        lambda y, share=None, block=block: block(y, training=True, share=share)
+                    )
+                    x = again(x) if share is None else again(x, share)
                 else:
-                    x = block(x, training=training)
+                    x = block(x, training=training, share=share)
             i += count
             if stage + 2 <= self.freeze_at:
                 x = tf.stop_gradient(x)

@@ -202,9 +202,9 @@ class MaskRCNN(keras.Model):
 
     def pyramid(self, images: tf.Tensor, image_sizes: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
         """Images on a canvas, `[B, H, W, 3]` RGB in [0, 255] -> P2 to P6. H and W are multiples of 32."""
-        return self.fpn(
-            self.backbone(self.normalize(images, image_sizes), training=training), training=training
-        )
+        canvas = tf.cast(tf.shape(images)[1:3], tf.float32)
+        options = {"training": training, "share": image_sizes / canvas}
+        return self.fpn(self.backbone(self.normalize(images, image_sizes), **options), **options)
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
         """Detects.

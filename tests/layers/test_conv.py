@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.layers.conv import BatchNorm, Conv, GroupNorm
+from mrcnn_tf.layers.conv import BatchNorm, Conv, GroupNorm, inside
 from tests.harness import check_layer
 
 
@@ -100,3 +100,27 @@ def test_group_norm_against_keras():
 def test_unknown_norm():
     with pytest.raises(ValueError, match="norm is 'layer'"):
         Conv(4, norm="layer")
+
+
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_group_norm_sees_the_image_and_not_the_padding(policy):
+    layer = GroupNorm(2, dtype=policy)
+    layer.build((None, None, None, 6))
+    rng = np.random.default_rng(3)
+    layer.gamma.assign(rng.normal(size=6))
+    x = image((2, 7, 5, 6)) + 3.0
+    alone = layer(cast(x, layer))
+    # On a canvas of 70 x 11 cells that holds anything; at bfloat16's precision the share would name another row.
+    canvas = rng.normal(size=(2, 70, 11, 6)).astype(np.float32) * 50
+    canvas[:, :7, :5] = x
+    share = tf.constant([[7 / 70, 5 / 11]] * 2)
+    padded = layer(cast(tf.constant(canvas), layer), share)[:, :7, :5]
+    np.testing.assert_allclose(padded, alone, atol=1e-5 if policy == "float32" else 0.05)
+    wrong = layer(cast(tf.constant(canvas), layer))[:, :7, :5]
+    assert np.abs(tf.cast(wrong, tf.float32) - tf.cast(alone, tf.float32)).max() > 0.5
+
+
+def test_a_cell_that_is_cut_counts_as_image():
+    np.testing.assert_allclose(
+        inside(tf.constant([0.5, 0.51, 1.0]), 4), [[0.5, 0.5, 0, 0], [1 / 3] * 3 + [0], [0.25] * 4]
+    )

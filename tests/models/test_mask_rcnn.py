@@ -86,6 +86,19 @@ def test_padding_does_not_change_what_is_found(model):
     assert wide["boxes"].shape == tight["boxes"].shape and wide["boxes"].numpy()[..., 2].max() <= 32
 
 
+@pytest.mark.parametrize("size", [(256, 256), (320, 288)])
+def test_a_wider_canvas_does_not_change_the_features(model, size):
+    """Group norm over the padding, too, would: what was learnt on padded images was not found on others."""
+    image = tf.constant(np.random.default_rng(0).uniform(0, 255, (1, 192, 224, 3)), tf.float32)
+    sizes = tf.constant([[192.0, 224.0]])
+    tight = model.pyramid(image, sizes)[0]
+    padded = tf.pad(image, [[0, 0], [0, size[0] - 192], [0, size[1] - 224], [0, 0]])
+    wide = model.pyramid(padded, sizes)[0][:, : tight.shape[1], : tight.shape[2]]
+    # Convolutions see what lies across the border, and hand it on; away from it nothing may change.
+    difference = np.abs(wide - tight)[:, :16, :16].max()
+    assert difference < 0.02 * np.abs(tight).max()
+
+
 def test_detect_is_in_original_pixels(model):
     image = np.random.default_rng(0).integers(0, 256, (128, 256, 3), np.uint8)
     found = model.detect(image)

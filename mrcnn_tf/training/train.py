@@ -35,6 +35,7 @@ from mrcnn_tf.training.callbacks import (
 from mrcnn_tf.training.checkpoints import Checkpoints, load_model, save_aside
 from mrcnn_tf.training.optimizers import Schedule, make_optimizer
 from mrcnn_tf.training.pictures import draw_comparison, draw_sheet
+from mrcnn_tf.training.repeatable import sums_in_order
 from mrcnn_tf.training.summary import summary
 
 
@@ -162,14 +163,15 @@ def train(
     )
     mine = [guard, progress, board, validate, save]
     if start < settings.steps:
-        model.fit(
-            build_batches(config, train_set, start),
-            # One Keras epoch: a step count survives a resumption in the middle, an epoch count does not.
-            steps_per_epoch=settings.steps - start,
-            verbose=0,
-            shuffle=False,  # the data set has its own order
-            callbacks=[c for c in mine if c is not None] + (callbacks or []),
-        )
+        with sums_in_order():
+            model.fit(
+                build_batches(config, train_set, start),
+                # One Keras epoch: a step count survives a resumption in the middle, an epoch count does not.
+                steps_per_epoch=settings.steps - start,
+                verbose=0,
+                shuffle=False,  # the data set has its own order
+                callbacks=[c for c in mine if c is not None] + (callbacks or []),
+            )
     if save.interrupted:
         print(f"stopped after step {save.step}; go on with --resume")
         return Run(folder, model, {}, None, finished=False)

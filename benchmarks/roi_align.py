@@ -15,26 +15,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from peer_path import make_importable
 
-
-def peers_folder(arguments: list[str]) -> Path:
-    """The folder of `peer_common.py`."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--peers", default=os.environ.get("MRCNN_TF_PEERS", ROOT.parent / "shared" / "peers"))
-    folder = Path(parser.parse_known_args(arguments)[0].peers)
-    if not (folder / "peer_common.py").is_file():
-        sys.exit(f"error: {folder} has no peer_common.py; name the folder with --peers or MRCNN_TF_PEERS")
-    return folder
-
-
-sys.path.insert(0, str(peers_folder(sys.argv[1:])))
+make_importable(sys.argv[1:])
 
 import peer_common as pc
 
@@ -110,12 +97,20 @@ def measure() -> dict[str, pc.Times]:
                     graph(maps, probabilities)
 
                 kinds.setdefault(kind, {})[backend] = call
-        # All backends of one kind next to each other, so that a slow spell of the machine hits all of them.
-        for kind, calls in kinds.items():
-            for backend, call in calls.items():
-                name = f"{count}x{size}x{size}_sr2_{kind} {backend}"
-                times[name] = pc.time_calls(call, args.iters, args.warmup, args.quiet_wait)
-                print(f"{name}: {np.median(times[name]) * 1e3:.1f} ms", file=sys.stderr, flush=True)
+        calls = {
+            f"{count}x{size}x{size}_sr2_{kind} {backend}": call
+            for kind, own in kinds.items()
+            for backend, call in own.items()
+        }
+        for name, call in calls.items():
+            times[name] = pc.time_calls(call, 1, args.warmup, args.quiet_wait)
+        # All in turn, so that a slow spell of the machine hits all of them.
+        for _ in range(args.iters - 1):
+            for name, call in calls.items():
+                one = pc.time_calls(call, 1, 0, args.quiet_wait)
+                times[name].extend(one)
+                times[name].cpu.extend(one.cpu)
+                times[name].others.extend(one.others)
     return times
 
 

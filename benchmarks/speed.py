@@ -10,27 +10,12 @@ beside the project's folder). `--what conv` measures the machine: one large conv
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
-from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+from peer_path import make_importable
 
-
-def peers_folder(arguments: list[str]) -> Path:
-    """The folder of `peer_common.py`."""
-    parser = argparse.ArgumentParser(add_help=False)
-    parser.add_argument("--peers", default=os.environ.get("MRCNN_TF_PEERS", ROOT.parent / "shared" / "peers"))
-    folder = Path(parser.parse_known_args(arguments)[0].peers)
-    if not (folder / "peer_common.py").is_file():
-        sys.exit(f"error: {folder} has no peer_common.py; name the folder with --peers or MRCNN_TF_PEERS")
-    return folder
-
-
-PEERS = peers_folder(sys.argv[1:])
-sys.path.insert(0, str(PEERS))
+make_importable(sys.argv[1:])
 
 import peer_common as pc
 
@@ -57,6 +42,7 @@ from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from mrcnn_tf.ops.roi_align import roi_align
 from mrcnn_tf.training.optimizers import Schedule, make_optimizer
+from mrcnn_tf.training.repeatable import sums_in_order
 
 MASK_SIZE = 112  # of the training batch's masks, each cropped to its box: the input pipeline's default
 VERSIONS = {"tensorflow": tf.__version__, "keras": keras.__version__, "numpy": np.__version__}
@@ -260,7 +246,8 @@ def run_train() -> None:
         stages.next_run()
 
     stages = pc.Stages(True)
-    times = pc.time_calls(step, args.iters, args.warmup, args.quiet_wait)
+    with sums_in_order():  # as `train` does
+        times = pc.time_calls(step, args.iters, args.warmup, args.quiet_wait)
 
     @tf.function
     def sampled() -> tuple[tf.Tensor, tf.Tensor]:

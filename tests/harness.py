@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,8 +108,39 @@ def check_gradients(layer: keras.layers.Layer, run: Callable[[Any], Any], untrai
                 if x.dtype.is_floating
             ]
         )
-    weights = layer.trainable_weights
-    assert weights
+    assert layer.trainable_weights
+    check_reached(layer.trainable_weights, tape, loss, untrained)
+
+
+def check_model(model: keras.Model, batch: dict[str, tf.Tensor], path: Path) -> Any:
+    """Losses, a gradient for every weight, and a `.keras` file with equal outputs; returns the model read from it.
+
+    Args:
+        model: a `MaskRCNN` with jittered weights, of any precision.
+        batch: a training batch on which every loss is positive.
+        path: of the file.
+    """
+    with tf.GradientTape() as tape:
+        losses, _ = model.losses_of(batch, tf.constant(0))
+        total = tf.add_n(list(losses.values()))
+    assert set(losses) == set(model.LOSSES)
+    assert all(loss.dtype == tf.float32 and np.isfinite(loss) and loss > 0 for loss in losses.values())
+    check_reached(model.trainable_weights, tape, total)
+    model.save(path)
+    loaded = keras.models.load_model(path)
+    inputs = {"images": batch["images"], "image_sizes": batch["image_sizes"]}
+    first, second = model(inputs), loaded(inputs)
+    for name, value in first.items():
+        assert value.dtype in (tf.float32, tf.int32)
+        np.testing.assert_array_equal(value, second[name], err_msg=name)
+    assert json.dumps(loaded.get_config()) == json.dumps(model.get_config())  # JSON knows no tuples
+    return loaded
+
+
+def check_reached(
+    weights: list[keras.Variable], tape: tf.GradientTape, loss: tf.Tensor, untrained: tuple[str, ...] = ()
+) -> None:
+    """Every weight whose path does not end as one of `untrained` has a gradient, finite and not all zero."""
     for weight, gradient in zip(weights, tape.gradient(loss, [w.value for w in weights]), strict=True):
         if weight.path.endswith(untrained) and untrained:
             continue

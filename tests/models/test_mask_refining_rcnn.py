@@ -1,6 +1,5 @@
 """MR R-CNN: what the refining module computes, learns from, and starts from."""
 
-import json
 
 import keras
 import numpy as np
@@ -10,7 +9,7 @@ import tensorflow as tf
 from mrcnn_tf.geometry import boxes as box_ops
 from mrcnn_tf.models.mask_rcnn import MaskRCNN, deltas_of_class
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
-from tests.harness import POLICIES, jittered
+from tests.harness import POLICIES, check_model, jittered
 from tests.tiny import make_batch, make_model
 
 
@@ -44,23 +43,7 @@ def test_saving_precision_and_gradients(policy, tmp_path):
     finally:
         keras.config.set_dtype_policy("float32")
     model.set_weights(jittered(model))
-    batch = make_batch()
-    with tf.GradientTape() as tape:
-        losses, _ = model.losses_of(batch, tf.constant(0))
-        total = tf.add_n(list(losses.values()))
-    assert set(losses) == set(MaskRefiningRCNN.LOSSES)
-    assert all(loss.dtype == tf.float32 and np.isfinite(loss) and loss > 0 for loss in losses.values())
-    weights = model.trainable_weights
-    for weight, gradient in zip(weights, tape.gradient(total, [w.value for w in weights]), strict=True):
-        gradient = tf.convert_to_tensor(gradient).numpy()
-        assert np.isfinite(gradient).all() and np.abs(gradient).max() > 0, weight.path
-    model.save(tmp_path / "m.keras")
-    loaded = keras.models.load_model(tmp_path / "m.keras")
-    found = {"images": batch["images"], "image_sizes": batch["image_sizes"]}
-    first, second = model(found), loaded(found)
-    for name, value in first.items():
-        np.testing.assert_array_equal(value, second[name], err_msg=name)
-    assert json.dumps(loaded.get_config()) == json.dumps(model.get_config())
+    check_model(model, make_batch(), tmp_path / "m.keras")
 
 
 def test_start_from_gives_the_box_heads_scores_on_b_and_the_mask_heads_masks(trained, inputs):

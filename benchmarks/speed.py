@@ -161,13 +161,31 @@ def stages(model: MaskRCNN, images: np.ndarray, sizes: np.ndarray, found: list) 
     select = timed("detections_nms", lambda p, v, c, d: model.select(p, v, c, d, tf.constant(sizes)))
     mask_align = timed("mask_roialign", lambda f, b: model.align(f, b, model.mask_head.roi_size))
     mask_head = timed("mask_head", lambda x, c: tf.sigmoid(model.mask_head(x, c)))
+    if args.refining:
+        to_refine = timed(
+            "refine_nms", lambda p, v, c, d: model.boxes_to_refine(p, v, c, d, tf.constant(sizes))
+        )
+        first_masks = timed("first_masks", lambda f, b, c: model.first_masks(f, b, c, False))
+        second_look = timed("second_look", model.second_look)
+        refining_mask_head = timed(
+            "refining_mask_head", lambda x, h, c: tf.sigmoid(model.refining_mask_head(x, h, c))
+        )
     images = tf.constant(images)
     for _ in range(args.warmup + args.iters):
         features = fpn(backbone(normalize(images)))
         logits, deltas = rpn(features)
         proposals, _, valid = propose(logits, deltas, features)
-        boxes, _, classes = select(proposals, valid, *box_head(align(features, proposals)))
-        mask_head(mask_align(features, boxes), classes)
+        logits, deltas = box_head(align(features, proposals))
+        if args.refining:
+            proposals, classes, valid, row = to_refine(proposals, valid, logits, deltas)
+            hidden, probabilities = first_masks(features, proposals, classes)
+            logits, deltas = second_look(features, proposals, probabilities)
+        boxes, _, classes, row = select(proposals, valid, logits, deltas)
+        pooled = mask_align(features, boxes)
+        if args.refining:
+            refining_mask_head(pooled, tf.gather(hidden, row, batch_dims=1), classes)
+        else:
+            mask_head(pooled, classes)
         start = time.perf_counter()
         for one in found:
             one.dense_masks()

@@ -1,6 +1,5 @@
 """MR R-CNN: what the refining module computes, learns from, and starts from."""
 
-
 import keras
 import numpy as np
 import pytest

@@ -117,6 +117,13 @@ struct Kernels {
   }
 };
 
+// Other threads see what was streamed before this.
+inline void EndStreams() {
+#if MRCNN_X86
+  _mm_sfence();
+#endif
+}
+
 // Asks for memory that will soon be read; any address will do.
 inline void Prefetch(const void* address) {
 #if defined(__GNUC__)
@@ -549,6 +556,7 @@ class ForwardOp : public RoiAlignOp {
           }
         }
       }
+      EndStreams();
     };
     const int64_t cost = static_cast<int64_t>(size) * size * (100 + in.channels);
     Pool(context)->ParallelFor(in.all(), BoxByBox(cost), work);
@@ -675,9 +683,7 @@ class FeatureGradientOp : public RoiAlignOp {
     for (int64_t cell = 0; cell < cells_of_unit; ++cell) {
       kernels_.convert(&sums[cell * channels], channels, to + cell * in.channels);
     }
-#if MRCNN_X86
-    _mm_sfence();  // other threads must see the streamed stores, too
-#endif
+    EndStreams();
   }
 
   Kernels<T> kernels_;

@@ -102,12 +102,11 @@ def measure() -> dict[str, pc.Times]:
             for kind, own in kinds.items()
             for backend, call in own.items()
         }
-        for name, call in calls.items():
-            times[name] = pc.time_calls(call, 1, args.warmup, args.quiet_wait)
+        times.update((name, pc.Times()) for name in calls)
         # All in turn, so that a slow spell of the machine hits all of them.
-        for _ in range(args.iters - 1):
+        for turn in range(args.iters):
             for name, call in calls.items():
-                one = pc.time_calls(call, 1, 0, args.quiet_wait)
+                one = pc.time_calls(call, 1, args.warmup if turn == 0 else 0, args.quiet_wait)
                 times[name].extend(one)
                 times[name].cpu.extend(one.cpu)
                 times[name].others.extend(one.others)

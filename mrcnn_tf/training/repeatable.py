@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from tensorflow.core.protobuf import rewriter_config_pb2
+from tensorflow.core.protobuf import config_pb2, rewriter_config_pb2
 from tensorflow.python.eager import context as tf_context
 
 
@@ -19,10 +19,9 @@ def sums_in_order() -> Iterator[None]:
     """
     context = tf_context.context()
     before = context.function_call_options
-    config = context.config
-    config.allow_soft_placement = True  # as TensorFlow itself sets it for functions
+    config = config_pb2.ConfigProto.FromString(before.config_proto_serialized)
     config.graph_options.rewrite_options.memory_optimization = rewriter_config_pb2.RewriterConfig.NO_MEM_OPT
-    context.function_call_options = tf_context.FunctionCallOptions(config_proto=config)
+    context.function_call_options = tf_context.FunctionCallOptions(before.executor_type, config)
     try:
         yield
     finally:

@@ -10,7 +10,6 @@ from pathlib import Path
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.layers.preprocess import resize, resized_shape
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 
@@ -45,8 +44,8 @@ def export_saved_model(model: MaskRCNN, folder: str | Path) -> Path:
     aside = folder / f".{target.name}.partial"
     shutil.rmtree(aside, ignore_errors=True)
     backend = model.roi_align["backend"]
-    # The sparse matrices that a CPU trains with are stock too, but lean servers and converters may lack them.
-    model.roi_align["backend"] = "crop"
+    # Sparse matrices are stock too, but lean servers and converters may lack them; adaptive sampling has nothing else.
+    model.roi_align["backend"] = "crop" if model.roi_align["sampling_ratio"] else "sparse"
     try:
         archive = keras.export.ExportArchive()
         archive.track(model)
@@ -79,32 +78,30 @@ def export_saved_model(model: MaskRCNN, folder: str | Path) -> Path:
 @tf.autograph.experimental.do_not_convert
 def _from_pixels(model: MaskRCNN, images: tf.Tensor) -> dict[str, tf.Tensor]:
     original = tf.shape(images)[1:3]
-    size = resized_shape(original[0], original[1], model.min_size, model.max_size)
-    canvas = (size + 31) // 32 * 32
+    images, size = model.resize(images)
+    canvas = model.canvas_for(size)
     batch = tf.shape(images)[0]
-    images = tf.pad(
-        resize(images, size), [[0, 0], [0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]]
-    )
+    images = tf.pad(images, [[0, 0], [0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]])
     sizes, originals = (tf.tile(tf.cast(s, tf.float32)[None], [batch, 1]) for s in (size, original))
     return _detect(model, images, sizes, originals)
 
 
 @tf.autograph.experimental.do_not_convert
 def _from_bytes(model: MaskRCNN, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-    side = -(-model.max_size // 32) * 32
+    side = -(-model.max_size // 32) * 32 if model.canvas is None else max(model.canvas)
 
     def read(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         image = tf.io.decode_image(data, channels=3, expand_animations=False)
         image = tf.ensure_shape(image, [None, None, 3])
         original = tf.shape(image)[:2]
-        size = resized_shape(original[0], original[1], model.min_size, model.max_size)
-        image = tf.pad(resize(image, size), [[0, side - size[0]], [0, side - size[1]], [0, 0]])
+        image, size = model.resize(image)
+        image = tf.pad(image, [[0, side - size[0]], [0, side - size[1]], [0, 0]])
         return image, size, original
 
     images, sizes, originals = tf.map_fn(
         read, image_bytes, fn_output_signature=(tf.TensorSpec([side, side, 3]), tf.int32, tf.int32)
     )
-    canvas = (tf.reduce_max(sizes, 0) + 31) // 32 * 32
+    canvas = model.canvas_for(tf.reduce_max(sizes, 0))
     images = images[:, : canvas[0], : canvas[1]]
     return _detect(model, images, tf.cast(sizes, tf.float32), tf.cast(originals, tf.float32))
 

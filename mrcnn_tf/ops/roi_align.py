@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from mrcnn_tf.ops import compile as compiled
 from mrcnn_tf.ops import custom
-from mrcnn_tf.ops.sampling import assign_levels, cell_weights, grid
+from mrcnn_tf.ops.sampling import adaptive_cell_weights, assign_levels, cell_weights, grid
 
 __all__ = ["assign_levels", "roi_align"]
 
@@ -46,7 +46,8 @@ def roi_align(
             that is not a number counts as zero.
         strides: pixels a cell of each map, powers of two, each twice the one before.
         output_size: bins along a side.
-        sampling_ratio: samples along a bin's side.
+        sampling_ratio: samples along a bin's side; 0: as many as the bin is cells long, rounded up, which detectron2's
+            published models were trained with (backend `"sparse"` only, which `"auto"` then is).
         aligned: true for the half-pixel-exact form (detectron2's ROIAlignV2); false for the older one without
             the half-pixel shift and with boxes of at least one cell, with which torchvision's weights were
             trained.
@@ -60,10 +61,10 @@ def roi_align(
         `[B, N, output_size, output_size, C]` in the dtype of the feature maps.
 
     Raises:
-        ValueError: unknown backend, or maps and strides that differ in number.
+        ValueError: unknown backend, one that has no sampling ratio 0, or maps and strides that differ in number.
         RuntimeError: backend `"custom"` where it cannot be built.
     """
-    backend = choose(backend)
+    backend = choose(backend, sampling_ratio)
     if len(feature_maps) != len(strides):
         raise ValueError(
             f"RoIAlign needs one stride for each map, not {len(strides)} for {len(feature_maps)}"
@@ -77,14 +78,20 @@ def roi_align(
     return shaped(out, feature_maps, boxes, output_size)
 
 
-def choose(backend: str) -> str:
+def choose(backend: str, sampling_ratio: int) -> str:
     """The backend that a name stands for on this machine: `"auto"` becomes another one.
 
     Raises:
-        ValueError: unknown name.
+        ValueError: unknown name, or a backend that does not have this sampling ratio.
     """
     if backend not in BACKENDS:
         raise ValueError(f"unknown RoIAlign backend {backend!r}: choose one of {', '.join(BACKENDS)}")
+    if sampling_ratio == 0:
+        if backend not in ("auto", "sparse"):
+            raise ValueError(
+                f"RoIAlign backend {backend!r} has no adaptive sampling (sampling_ratio 0); take 'auto' or 'sparse'"
+            )
+        return "sparse"
     if backend != "auto":
         return backend
     if tf.config.list_logical_devices("GPU"):
@@ -249,6 +256,8 @@ def _weights(
     """
     count = tf.shape(boxes)[0]
     batch, height, width = tf.unstack(tf.shape(feature_map)[:3])
+    if sampling_ratio == 0:
+        return _adaptive_weights(boxes, image, float(stride), (batch, height, width), output_size, aligned)
     points, pairs = output_size * sampling_ratio, 2 * sampling_ratio
     y, wy = cell_weights(boxes[:, 0], boxes[:, 2], float(stride), height, points, aligned)
     x, wx = cell_weights(boxes[:, 1], boxes[:, 3], float(stride), width, points, aligned)
@@ -260,6 +269,39 @@ def _weights(
     rows = count * output_size**2
     indices = tf.stack([tf.repeat(tf.range(rows), pairs**2), column], -1)
     return _Weights(tf.cast(indices, tf.int64), tf.reshape(value, [-1]), rows, batch * height * width)
+
+
+def _adaptive_weights(
+    boxes: tf.Tensor,
+    image: tf.Tensor,
+    stride: float,
+    shape: tuple[tf.Tensor, tf.Tensor, tf.Tensor],
+    bins: int,
+    aligned: bool,
+) -> _Weights:
+    """`_weights` with a number of samples of its own for each box and axis; `shape`: the map's images, rows, columns.
+
+    A matrix with room for the most samples of any box everywhere would be mostly zeros, and gigabytes with one thin
+    box among a thousand: every bin lists just its own.
+    """
+    batch, height, width = shape
+    ny, y, wy = adaptive_cell_weights(boxes[:, 0], boxes[:, 2], stride, height, bins, aligned)
+    nx, x, wx = adaptive_cell_weights(boxes[:, 1], boxes[:, 3], stride, width, bins, aligned)
+    entries = 4 * ny * nx  # of each bin of a box
+    rows = tf.shape(boxes)[0] * bins**2
+    row = tf.repeat(tf.range(rows), tf.repeat(entries, bins**2))
+    box = row // bins**2
+    start = tf.cumsum(entries * bins**2, exclusive=True)
+    place = (tf.range(tf.shape(row)[0]) - tf.gather(start, box)) % tf.gather(entries, box)
+    across = tf.gather(2 * nx, box)
+    along_y = tf.stack([box, row % bins**2 // bins, place // across], -1)
+    along_x = tf.stack([box, row % bins, place % across], -1)
+    line = tf.gather(image, box) * height + tf.gather_nd(y, along_y)
+    column = line * width + tf.gather_nd(x, along_x)
+    indices = tf.cast(tf.stack([row, column], -1), tf.int64)
+    return _Weights(
+        indices, tf.gather_nd(wy, along_y) * tf.gather_nd(wx, along_x), rows, batch * height * width
+    )
 
 
 def _multiply(weights: _Weights, dense: tf.Tensor, transpose: bool = False) -> tf.Tensor:

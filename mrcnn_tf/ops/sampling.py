@@ -71,10 +71,44 @@ def cell_weights(
     cell, start, step = grid(low, high, stride, points, aligned)
     # expand_dims, not [..., None], which LiteRT does not know.
     at = tf.expand_dims(start, -1) + tf.expand_dims(step, -1) * tf.range(points, dtype=tf.float32)
+    return _neighbours(at, tf.expand_dims(cell, -1), tf.expand_dims(size, -1))
+
+
+def adaptive_cell_weights(
+    low: tf.Tensor, high: tf.Tensor, stride: float, size: tf.Tensor, bins: int, aligned: bool
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """`cell_weights` where each box has as many samples a bin as a bin is cells long, rounded up.
+
+    Args:
+        low, high: float32 `[n]`, the boxes' ends in pixels.
+        stride, size, aligned: those of `cell_weights`.
+        bins: of a box along this axis.
+
+    Returns:
+        int32 `[n]`, samples a bin, at least 1; then cells, int32, and weights, float32, `[n, bins, 2 * most]` with
+        `most` the largest of those numbers: a bin's own come first, the others weigh nothing. The weights of a
+        bin add up to 1, or less at the border; to 0 in a box without length.
+    """
+    length = (high - low) / stride
+    length = length if aligned else tf.maximum(length, 1.0)
+    samples = tf.maximum(tf.math.ceil(length / bins), 1.0)
+    cell, start, step = grid(low, high, tf.constant(stride), bins * samples, aligned)
+    most = tf.reduce_max(tf.concat([samples, [1.0]], 0))
+    sample = tf.range(most)
+    index = tf.range(bins, dtype=tf.float32)[None, :, None] * samples[:, None, None] + sample
+    at = start[:, None, None] + step[:, None, None] * index
+    cells, weights = _neighbours(at, cell[:, None, None], size)
+    own = (sample < samples[:, None]) & (length[:, None] > 0.0)
+    weights *= tf.where(own, 1.0 / samples[:, None], 0.0)[:, None, :, None]
+    shape = [tf.shape(low)[0], bins, 2 * tf.cast(most, tf.int32)]
+    return tf.cast(samples, tf.int32), tf.reshape(cells, shape), tf.reshape(weights, shape)
+
+
+def _neighbours(at: tf.Tensor, cell: tf.Tensor, size: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    """The two cells beside each sample, which lies at `at + cell` of `size` cells, and their weights, `[..., 2]`."""
     before = tf.floor(at)
     share = at - before
-    before = tf.cast(before + tf.expand_dims(cell, -1), tf.int32)
-    size = tf.expand_dims(size, -1)
+    before = tf.cast(before + cell, tf.int32)
     outside = (before < -1) | (before > size) | ((before == size) & (share > 0.0))
     share = tf.where((before < 0) | (before >= size - 1), 0.0, share)
     inside = tf.where(outside, 0.0, 1.0)

@@ -39,10 +39,14 @@ def shape_aware_roi_align(
         `[B, N, output_size, output_size, C]` in the dtype of the feature maps.
 
     Raises:
-        ValueError: unknown backend, or maps and strides that differ in number.
+        ValueError: unknown backend, maps and strides that differ in number, or a sampling ratio of 0.
         RuntimeError: backend `"custom"` where it cannot be built.
     """
-    backend = choose(backend)
+    if sampling_ratio < 1:
+        raise ValueError(
+            "Shape-aware RoIAlign needs a sampling_ratio of 1 or more: the map is read on one grid of samples"
+        )
+    backend = choose(backend, sampling_ratio)
     if len(feature_maps) != len(strides):
         raise ValueError(
             f"RoIAlign needs one stride for each map, not {len(strides)} for {len(feature_maps)}"

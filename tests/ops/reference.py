@@ -53,20 +53,23 @@ def samples(
     sampling_ratio: int,
     aligned: bool,
 ) -> Iterator[tuple[int, int, list[Corner]]]:
-    """Bin's row, bin's column and corners of every sample of one box."""
+    """Bin's row, bin's column and corners of every sample of one box, weighted with its share of the bin."""
     offset = 0.5 if aligned else 0.0
     y1, x1, y2, x2 = (c / stride - offset for c in np.asarray(box, np.float64))
     height, width = y2 - y1, x2 - x1
     if not aligned:
         height, width = max(height, 1.0), max(width, 1.0)
     bin_h, bin_w = height / output_size, width / output_size
+    # 0 samples a bin: as many as it is cells long, rounded up.
+    across_y, across_x = (sampling_ratio or math.ceil(side) for side in (bin_h, bin_w))
     for by in range(output_size):
         for bx in range(output_size):
-            for sy in range(sampling_ratio):
-                for sx in range(sampling_ratio):
-                    y = y1 + by * bin_h + (sy + 0.5) * bin_h / sampling_ratio
-                    x = x1 + bx * bin_w + (sx + 0.5) * bin_w / sampling_ratio
-                    yield by, bx, corners(y, x, *shape)
+            for sy in range(across_y):
+                for sx in range(across_x):
+                    y = y1 + by * bin_h + (sy + 0.5) * bin_h / across_y
+                    x = x1 + bx * bin_w + (sx + 0.5) * bin_w / across_x
+                    share = 1 / (across_y * across_x)
+                    yield by, bx, [(row, column, w * share) for row, column, w in corners(y, x, *shape)]
 
 
 def roi_align(
@@ -89,7 +92,7 @@ def roi_align(
         ):
             for y, x, weight in cells:
                 out[b, n, by, bx] += weight * f[y, x]
-    return out / sampling_ratio**2
+    return out
 
 
 def roi_align_gradient(
@@ -111,7 +114,7 @@ def roi_align_gradient(
             boxes[b, n], g.shape[:2], strides[level], output_size, sampling_ratio, aligned
         ):
             for y, x, weight in cells:
-                g[y, x] += weight * upstream[b, n, by, bx] / sampling_ratio**2
+                g[y, x] += weight * upstream[b, n, by, bx]
     return out
 
 

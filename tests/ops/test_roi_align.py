@@ -135,6 +135,22 @@ def test_gradient_equals_reference(aligned):
             np.testing.assert_allclose(out[level], expected[level], atol=3e-5, rtol=0, err_msg=backend)
 
 
+@pytest.mark.parametrize("output_size", [3, 7])
+@pytest.mark.parametrize("aligned", [True, False])
+def test_adaptive_sampling_equals_reference(aligned, output_size):
+    # 1 to 40 samples a bin, as many as it is cells long: what detectron2's models were trained with.
+    options = dict(strides=STRIDES, output_size=output_size, sampling_ratio=0, aligned=aligned)
+    expected = reference.roi_align(maps(), BOXES, **options)
+    for run in (roi_align, tf.function(roi_align)):
+        np.testing.assert_allclose(run(maps(), BOXES, **options), expected, atol=1e-5, rtol=0)
+    upstream = np.random.default_rng(1).uniform(-1, 1, expected.shape).astype(np.float32)
+    expected = reference.roi_align_gradient(SHAPES, BOXES, upstream, **options)
+    for out, level in zip(gradients(maps(), BOXES, upstream, **options), expected, strict=True):
+        np.testing.assert_allclose(out, level, atol=3e-5, rtol=0)
+    empty = np.zeros((2, 0, 4), np.float32)
+    assert roi_align(maps(), empty, **options).shape == (2, 0, output_size, output_size, 3)
+
+
 # At the far end of a large map float32 has few digits for a place. Only "crop" has to live with that.
 @pytest.mark.parametrize(
     ("backend", "error"), [("custom", 1e-5), ("sparse", 1e-5), ("gather", 1e-5), ("crop", 3e-4)]
@@ -290,5 +306,7 @@ def test_levels_by_hand():
 def test_bad_arguments():
     with pytest.raises(ValueError, match="unknown RoIAlign backend 'fast': choose one of auto, custom"):
         roi_align(maps(), BOXES, strides=STRIDES, output_size=7, backend="fast")
+    with pytest.raises(ValueError, match=r"'crop' has no adaptive sampling \(sampling_ratio 0\)"):
+        roi_align(maps(), BOXES, strides=STRIDES, output_size=7, sampling_ratio=0, backend="crop")
     with pytest.raises(ValueError, match="one stride for each map, not 3 for 4"):
         roi_align(maps(), BOXES, strides=STRIDES[:3], output_size=7)

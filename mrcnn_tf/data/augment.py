@@ -40,12 +40,22 @@ class View:
     cropped: bool = False
 
 
-def fit_size(height: int, width: int, min_size: int, max_size: int) -> tuple[int, int]:
+def fit_size(height: int, width: int, min_size: int, max_size: int, rule: str = "round") -> tuple[int, int]:
     """NumPy's `mrcnn_tf.layers.preprocess.resized_shape`, to the pixel."""
-    short, long = np.float32(min(height, width)), np.float32(max(height, width))
-    scale = min(np.float32(min_size) / short, np.float32(max_size) / long)
-    new = np.floor(np.array([height, width], np.float32) * scale + np.float32(0.5))
-    return max(int(new[0]), 1), max(int(new[1]), 1)
+    short, long = min(height, width), max(height, width)
+    if rule == "short_first":
+        side = (
+            min(min_size, round(max_size * short / long)) if long / short * min_size > max_size else min_size
+        )
+        new = [side if n == short else int(side * n / short) for n in (height, width)]
+    elif rule == "floor":
+        scale = min(min_size / short, max_size / long)
+        new = [int(n * scale) for n in (height, width)]
+    else:
+        exact = [min_size if n == short else min_size / short * n for n in (height, width)]
+        shrink = max_size / max(exact) if max(exact) > max_size else 1.0
+        new = [int(n * shrink + 0.5) for n in exact]
+    return max(new[0], 1), max(new[1], 1)
 
 
 def whole_view(
@@ -55,11 +65,12 @@ def whole_view(
     min_size: int,
     max_size: int,
     canvas: tuple[int, int],
+    size_rule: str = "round",
     flip_x: bool = False,
     flip_y: bool = False,
 ) -> View:
     """The whole image at shorter side `min_size`, longer at most `max_size`, or as the canvas has room."""
-    size = fit_size(height, width, min_size, max_size)
+    size = fit_size(height, width, min_size, max_size, size_rule)
     if size[0] > canvas[0] or size[1] > canvas[1]:
         scale = min(canvas[0] / height, canvas[1] / width)
         size = max(int(height * scale), 1), max(int(width * scale), 1)

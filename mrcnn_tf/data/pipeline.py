@@ -23,6 +23,8 @@ def training_batches(
     canvas: tuple[int, int],
     min_sizes: Sequence[int] = (800,),
     max_size: int = 1333,
+    size_rule: str = "round",
+    interpolation: str = "bilinear",
     aspect_grouping: bool = True,
     flip: bool = True,
     vertical_flip: bool = False,
@@ -46,6 +48,7 @@ def training_batches(
         canvas: height and width that images are padded to, at the bottom and on the right.
         min_sizes: wanted lengths of the shorter side, one is chosen at random for every image.
         max_size: bound on the longer side. An image that would not fit the canvas is made smaller.
+        size_rule, interpolation: see `mrcnn_tf.layers.preprocess`.
         aspect_grouping: put tall and wide images into batches of their own, and turn the canvas for those
             that it does not suit. Without effect if the canvas is square.
         flip, vertical_flip: mirror half of the images left-right, top-bottom.
@@ -92,6 +95,7 @@ def training_batches(
                 width,
                 min_size=min_sizes[int(rng.integers(len(min_sizes)))],
                 max_size=max_size,
+                size_rule=size_rule,
                 canvas=room,
                 flip_x=flip_x,
                 flip_y=flip_y,
@@ -117,7 +121,7 @@ def training_batches(
     shape = [*canvases[int(turned[0])], 3] if turned.all() or not turned.any() else [None, None, 3]
 
     def sample(position: tf.Tensor) -> dict[str, tf.Tensor]:
-        out = _on_canvas(loaded(position))
+        out = _on_canvas(loaded(position), interpolation)
         return {**out, "images": tf.ensure_shape(out["images"], shape)}
 
     # Positions in the endless sequence of images, not of batches, so that images are prepared in parallel.
@@ -133,6 +137,8 @@ def evaluation_batches(
     canvas: tuple[int, int] | None = None,
     min_size: int = 800,
     max_size: int = 1333,
+    size_rule: str = "round",
+    interpolation: str = "bilinear",
     multiple: int = 32,
     num_parallel_calls: int | None = None,
     prefetch: int = 2,
@@ -145,6 +151,7 @@ def evaluation_batches(
         canvas: height and width to pad to, turned for images that it does not suit, which come after the
             others. None: each batch is padded to a multiple of `multiple` that holds its largest image.
         min_size, max_size: lengths of the shorter and at most of the longer side.
+        size_rule, interpolation: see `mrcnn_tf.layers.preprocess`.
         multiple: see `canvas`.
         num_parallel_calls, prefetch: as in `training_batches`.
 
@@ -160,7 +167,9 @@ def evaluation_batches(
     def load(index: int) -> dict[str, Any]:
         image = dataset.image(index)
         space = room[::-1] if turned[index] else room
-        view = augment.whole_view(*image.shape[:2], min_size=min_size, max_size=max_size, canvas=space)
+        view = augment.whole_view(
+            *image.shape[:2], min_size=min_size, max_size=max_size, size_rule=size_rule, canvas=space
+        )
         if not canvas:
             height, width = view.size
             space = -(-height // multiple) * multiple, -(-width // multiple) * multiple
@@ -170,7 +179,7 @@ def evaluation_batches(
     loaded = python_call(load, {**_IMAGE_SPECS, "original_sizes": tf.TensorSpec([2], tf.int32)})
 
     def sample(index: tf.Tensor) -> dict[str, tf.Tensor]:
-        return _on_canvas(loaded(index))
+        return _on_canvas(loaded(index), interpolation)
 
     batches = tf.data.Dataset.from_tensor_slices(order)
     batches = batches.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
@@ -219,11 +228,11 @@ _IMAGE_SPECS = {
 }
 
 
-def _on_canvas(loaded: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
+def _on_canvas(loaded: dict[str, tf.Tensor], interpolation: str) -> dict[str, tf.Tensor]:
     """Resize `image` to `size` and pad it with zeros to `canvas`; everything else is handed on."""
     image, size, canvas = (loaded.pop(key) for key in ("image", "size", "canvas"))
     rest = canvas - size
-    image = tf.pad(resize(image, size), [[0, rest[0]], [0, rest[1]], [0, 0]])
+    image = tf.pad(resize(image, size, interpolation), [[0, rest[0]], [0, rest[1]], [0, 0]])
     return {"images": image, "image_sizes": tf.cast(size, tf.float32), **loaded}
 
 

@@ -5,36 +5,61 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
+SIZE_RULES = ("round", "floor", "short_first")
+INTERPOLATIONS = ("bilinear", "pil")
 
-def resized_shape(height: tf.Tensor, width: tf.Tensor, min_size: int, max_size: int) -> tf.Tensor:
+
+def resized_shape(
+    height: tf.Tensor, width: tf.Tensor, min_size: int, max_size: int, rule: str = "round"
+) -> tf.Tensor:
     """The size an image takes: shorter side `min_size`, unless the longer one would pass `max_size`.
 
     Args:
         height, width: the image's size in pixels, integers or integer tensors.
         min_size: wanted length of the shorter side, in pixels.
         max_size: bound on the longer side, in pixels.
+        rule: how lengths become whole: `"round"`, half up (detectron2); `"floor"` (torchvision); `"short_first"`:
+            the shorter side is settled first, the longer follows from it, rounded down (maskrcnn-benchmark).
 
     Returns:
         int32 `[2]`: new height and width, each at least 1.
     """
-    size = tf.cast(tf.stack([height, width]), tf.float32)
+    # Double precision and the order of operations are the PyTorch projects' own: a product just below a whole number,
+    # or below a half, is common.
+    size = tf.cast(tf.stack([height, width]), tf.float64)
     short, long = tf.reduce_min(size), tf.reduce_max(size)
-    scale = tf.minimum(min_size / short, max_size / long)
-    # Half up, not half to even: what the PyTorch projects do, so that published weights see equal sizes.
-    return tf.maximum(tf.cast(tf.floor(size * scale + 0.5), tf.int32), 1)
+    if rule == "short_first":
+        bounded = tf.minimum(float(min_size), tf.round(max_size * short / long))
+        side = tf.where(long / short * min_size > max_size, bounded, tf.constant(min_size, tf.float64))
+        new = tf.where(size == short, side, tf.floor(side * size / short))
+    elif rule == "floor":
+        new = tf.floor(size * tf.minimum(min_size / short, max_size / long))
+    else:
+        new = tf.where(size == short, tf.constant(min_size, tf.float64), min_size / short * size)
+        largest = tf.reduce_max(new)
+        new = tf.floor(tf.where(largest > max_size, new * (max_size / largest), new) + 0.5)
+    return tf.maximum(tf.cast(new, tf.int32), 1)
 
 
-def resize(image: tf.Tensor, size: tf.Tensor) -> tf.Tensor:
-    """Bilinear resize without antialiasing, half-pixel centres.
+def resize(image: tf.Tensor, size: tf.Tensor, interpolation: str = "bilinear") -> tf.Tensor:
+    """Bilinear resize with half-pixel centres.
 
     Args:
         image: `[H, W, 3]` or `[B, H, W, 3]`, uint8 or float in [0, 255].
         size: int32 `[2]`, the new height and width.
+        interpolation: `"bilinear"`, without antialiasing; or `"pil"`: as Pillow shrinks 8-bit images, which averages
+            over all pixels that a new one covers and rounds to whole levels (detectron2, maskrcnn-benchmark).
 
     Returns:
         float32 of the new size, in [0, 255].
     """
-    return tf.image.resize(tf.cast(image, tf.float32), size, method="bilinear", antialias=False)
+    image = tf.cast(image, tf.float32)
+    if interpolation == "bilinear":
+        return tf.image.resize(image, size, method="bilinear", antialias=False)
+    # Pillow goes along the rows first, and has 8 bits in between.
+    for shape in ([tf.shape(image)[-3], size[1]], size):
+        image = tf.floor(tf.image.resize(image, shape, method="bilinear", antialias=True) + 0.5)
+    return image
 
 
 @keras.saving.register_keras_serializable("mrcnn_tf")

@@ -16,7 +16,7 @@ from mrcnn_tf.data.augment import (
 )
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.scene import draw_scene
-from mrcnn_tf.layers.preprocess import resized_shape
+from mrcnn_tf.layers.preprocess import SIZE_RULES, resized_shape
 from tests.data.helpers import annotation, coco, dense, rectangle, rle
 
 RNG = np.random.default_rng
@@ -45,10 +45,16 @@ def scene(seed, compressed=True):
 
 
 @settings(max_examples=200, deadline=None)
-@given(st.integers(1, 3000), st.integers(1, 3000), st.integers(1, 1000), st.integers(1, 1500))
-def test_fit_size_is_the_models_rule(height, width, min_size, max_size):
-    assert fit_size(height, width, min_size, max_size) == tuple(
-        resized_shape(height, width, min_size, max_size).numpy()
+@given(
+    st.integers(1, 3000),
+    st.integers(1, 3000),
+    st.integers(1, 1000),
+    st.integers(1, 1500),
+    st.sampled_from(SIZE_RULES),
+)
+def test_fit_size_is_the_models_rule(height, width, min_size, max_size, rule):
+    assert fit_size(height, width, min_size, max_size, rule) == tuple(
+        resized_shape(height, width, min_size, max_size, rule).numpy()
     )
 
 

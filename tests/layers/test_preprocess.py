@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import tensorflow as tf
+from PIL import Image
 
 from mrcnn_tf.layers.preprocess import Normalize, resize, resized_shape
 
@@ -17,6 +18,39 @@ from mrcnn_tf.layers.preprocess import Normalize, resize, resized_shape
 )
 def test_resized_shape(size, expected):
     assert tuple(resized_shape(*size, 800, 1333).numpy()) == expected
+
+
+@pytest.mark.parametrize(
+    "size,rule,expected",
+    [
+        ((427, 640), "floor", (800, 1199)),  # 1199.06
+        ((427, 641), "floor", (800, 1200)),  # 1200.9
+        ((427, 641), "round", (800, 1201)),
+        ((427, 641), "short_first", (800, 1200)),
+        ((333, 1000), "floor", (443, 1333)),  # 443.9 and 1333
+        ((333, 1000), "short_first", (444, 1333)),  # 443.9 rounds first, then 444 * 1000 / 333 = 1333.3
+        ((3, 62), "round", (64, 1333)),  # 64.5 but for the last bit, as detectron2 has it
+    ],
+)
+def test_size_rules(size, rule, expected):
+    assert tuple(resized_shape(*size, 800, 1333, rule).numpy()) == expected
+
+
+def test_pil_resize_averages_when_it_shrinks():
+    image = tf.constant([[[0.0] * 3, [0.0] * 3, [90.0] * 3, [101.0] * 3]])
+    # The triangle of a pixel twice as wide reaches two pixels to both sides: weights 3, 3, 1 of 7.
+    np.testing.assert_array_equal(resize(image, tf.constant([1, 2]), "pil")[0, :, 0], [13, 82])
+    np.testing.assert_array_equal(resize(image, tf.constant([1, 2]))[0, :, 0], [0, 95.5])
+
+
+@pytest.mark.parametrize("size", [(64, 96), (40, 54), (64, 162)])
+def test_pil_resize_is_pillows(size):
+    image = np.random.default_rng(0).integers(0, 256, (51, 77, 3), np.uint8)
+    expected = np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BILINEAR), np.float32)
+    out = resize(tf.constant(image), tf.constant(size), "pil").numpy()
+    # Pillow's weights have 22 bits: half a level may fall to either side.
+    assert np.abs(out - expected).max() <= 1
+    assert (out != expected).mean() < 0.01
 
 
 def test_resize_has_half_pixel_centres():

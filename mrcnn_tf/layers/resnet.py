@@ -1,15 +1,17 @@
-"""ResNet-18/34/50/101 (He et al., 2015) as a feature extractor, in the dialects that published weights speak."""
+"""ResNet (He et al., 2015) and ResNeXt (Xie et al., 2017) as feature extractors, in published weights' dialects."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import keras
 import tensorflow as tf
 
 from mrcnn_tf.layers.conv import Conv
+from mrcnn_tf.layers.deformable import DeformableConv
 
-BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3)}
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 
 
 @dataclass(frozen=True)
@@ -17,7 +19,8 @@ class Dialect:
     """What differs between projects' ResNets.
 
     `stride_first`: a bottleneck's stride is in its first 1x1 convolution instead of its 3x3;
-    `mean`, `std`: per channel in RGB order, on [0, 255].
+    `mean`, `std`: per channel in RGB order, on [0, 255];
+    `same_padding`: of convolutions and pool with a stride, see `Conv`.
     """
 
     stride_first: bool
@@ -26,12 +29,16 @@ class Dialect:
     bgr: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    same_padding: bool = False
 
 
 DIALECTS = {
     "torchvision": Dialect(False, False, 1e-5, False, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "caffe2": Dialect(True, False, 1e-5, True, (122.7717, 115.9465, 102.9801), (1.0, 1.0, 1.0)),
     "keras": Dialect(True, True, 1.001e-5, True, (123.68, 116.779, 103.939), (1.0, 1.0, 1.0)),
+    "model_garden": Dialect(
+        False, False, 1e-4, False, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375), same_padding=True
+    ),
 }
 
 
@@ -40,12 +47,17 @@ class ResidualBlock(keras.layers.Layer):
     """Two 3x3 convolutions, or 1x1 - 3x3 - 1x1 with the outer width four times `filters`, and a shortcut.
 
     Args:
-        filters: inner width.
+        filters: inner width, of a bottleneck with the default groups.
         strides: of the block.
         bottleneck: which of the two forms.
         project: whether the shortcut is a 1x1 convolution.
         stride_first, conv_bias, epsilon: see `Dialect`.
         norm: see `Conv`.
+        groups, width_per_group, deformable, modulated: of a bottleneck's 3x3 convolution; see `ResNet`.
+        same_padding: see `Conv`; a deformable convolution cannot have it.
+
+    Raises:
+        ValueError: those of a bottleneck in the other form, groups without width, or both of the last two.
     """
 
     def __init__(
@@ -58,9 +70,23 @@ class ResidualBlock(keras.layers.Layer):
         conv_bias: bool = False,
         epsilon: float = 1e-5,
         norm: str | None = "frozen_batch",
+        groups: int = 1,
+        width_per_group: int = 64,
+        deformable: bool = False,
+        modulated: bool = False,
+        same_padding: bool = False,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
+        if deformable and same_padding:
+            raise ValueError("deformable convolutions are padded as in PyTorch; same_padding must be false")
+        if not bottleneck and (groups, width_per_group, deformable, modulated) != (1, 64, False, False):
+            raise ValueError("groups, width_per_group, deformable and modulated need a bottleneck")
+        inner = filters * width_per_group // 64 * groups
+        if inner < 1:
+            raise ValueError(
+                f"groups is {groups} and width_per_group {width_per_group}, which at {filters} filters leaves no width"
+            )
         self.own = {
             "filters": filters,
             "strides": strides,
@@ -70,11 +96,17 @@ class ResidualBlock(keras.layers.Layer):
             "conv_bias": conv_bias,
             "epsilon": epsilon,
             "norm": norm,
+            "groups": groups,
+            "width_per_group": width_per_group,
+            "deformable": deformable,
+            "modulated": modulated,
+            "same_padding": same_padding,
         }
         common = {
             "norm": norm,
             "use_bias": conv_bias or norm is None,
             "epsilon": epsilon,
+            "same_padding": same_padding,
             "dtype": self.dtype_policy,
         }
 
@@ -86,9 +118,10 @@ class ResidualBlock(keras.layers.Layer):
         last = 1.0 if norm == "frozen_batch" else 0.0
         if bottleneck:
             first, second = (strides, 1) if stride_first else (1, strides)
+            middle = {"strides": second, "relu": True, "groups": groups, "name": "conv2", **common}
             self.convs = [
-                conv("conv1", filters, 1, first, True),
-                conv("conv2", filters, 3, second, True),
+                conv("conv1", inner, 1, first, True),
+                DeformableConv(inner, modulated=modulated, **middle) if deformable else Conv(inner, **middle),
                 conv("conv3", out, 1, 1, True, last),
             ]
         else:
@@ -128,8 +161,9 @@ class ResNet(keras.layers.Layer):
     """The feature maps C2 to C5 of a ResNet.
 
     Args:
-        depth: 18, 34, 50 or 101.
-        dialect: `"torchvision"`, `"caffe2"` or `"keras"`: place of the stride, convolution biases, epsilon.
+        depth: 18, 34, 50, 101 or 152.
+        dialect: `"torchvision"`, `"caffe2"`, `"keras"` or `"model_garden"` (TensorFlow's): place of the stride,
+            convolution biases, epsilon, padding.
         norm: see `Conv`. `"frozen_batch"` is for pretrained weights; from random weights take `"batch"`,
             `"sync_batch"` or `"group"`.
         freeze_at: how many of stem and stages stay as they are in training: 0 none, 1 the stem, 2 the stem and
@@ -137,6 +171,16 @@ class ResNet(keras.layers.Layer):
         width: channels of the first stage, 64 in the paper; less for toys.
         checkpointing: recompute each block's inside in the backward pass instead of keeping it: about 1.3 times
             the work for a fraction of the memory.
+        groups, width_per_group: of the bottlenecks' 3x3 convolutions (ResNeXt), in torchvision's counting: at 64
+            filters, each group has `width_per_group` channels. ResNeXt-50-32x4d has 32 and 4, ResNeXt-101-32x8d 32
+            and 8.
+        epsilon: added to the norms' variances; `None`: the dialect's. torchvision's first Mask R-CNN was trained
+            with 0.
+        deformable: the stages, from 3 to 5, whose 3x3 convolutions are deformable (Dai et al., 2017).
+        modulated: whether those also weigh their samples (Zhu et al., 2019).
+
+    Raises:
+        ValueError: arguments out of range, or what needs bottlenecks at a depth below 50.
     """
 
     def __init__(
@@ -147,6 +191,11 @@ class ResNet(keras.layers.Layer):
         freeze_at: int = 2,
         width: int = 64,
         checkpointing: bool = False,
+        groups: int = 1,
+        width_per_group: int = 64,
+        epsilon: float | None = None,
+        deformable: Sequence[int] = (),
+        modulated: bool = False,
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
@@ -156,16 +205,30 @@ class ResNet(keras.layers.Layer):
             raise ValueError(f"dialect is {dialect!r}; it must be one of {', '.join(DIALECTS)}")
         if not 0 <= freeze_at <= 5:
             raise ValueError(f"freeze_at is {freeze_at}; it must be from 0 to 5")
+        if epsilon is not None and epsilon < 0:
+            raise ValueError(f"epsilon is {epsilon}; it must not be negative")
+        if not set(deformable) <= {3, 4, 5}:
+            raise ValueError(f"deformable is {tuple(deformable)}; it must name stages from 3 to 5")
+        bottleneck = depth >= 50
+        if not bottleneck and ((groups, width_per_group) != (1, 64) or deformable):
+            raise ValueError(f"groups, width_per_group and deformable need a depth from 50 on, not {depth}")
+        if modulated and not deformable:
+            raise ValueError("modulated acts only with deformable stages")
         self.depth, self.dialect, self.norm = depth, dialect, norm
         self.freeze_at, self.width, self.checkpointing = freeze_at, width, checkpointing
+        self.groups, self.width_per_group, self.epsilon = groups, width_per_group, epsilon
+        self.deformable, self.modulated = tuple(deformable), modulated
         spec = DIALECTS[dialect]
+        eps = spec.epsilon if epsilon is None else epsilon
         kind = {
             "conv_bias": spec.conv_bias,
-            "epsilon": spec.epsilon,
+            "epsilon": eps,
             "norm": norm,
+            "groups": groups,
+            "width_per_group": width_per_group,
+            "same_padding": spec.same_padding,
             "dtype": self.dtype_policy,
         }
-        bottleneck = depth >= 50
         self.stem = Conv(
             width,
             7,
@@ -173,7 +236,8 @@ class ResNet(keras.layers.Layer):
             norm=norm,
             relu=True,
             use_bias=spec.conv_bias or norm is None,
-            epsilon=spec.epsilon,
+            epsilon=eps,
+            same_padding=spec.same_padding,
             dtype=self.dtype_policy,
             name="stem",
         )
@@ -186,6 +250,8 @@ class ResNet(keras.layers.Layer):
                     bottleneck=bottleneck,
                     project=i == 0 and (bottleneck or stage > 0),
                     stride_first=spec.stride_first,
+                    deformable=stage + 2 in self.deformable,
+                    modulated=modulated and stage + 2 in self.deformable,
                     name=f"stage{stage + 2}_block{i + 1}",
                     **kind,
                 )
@@ -213,7 +279,10 @@ class ResNet(keras.layers.Layer):
         `share` `[B, 2]`: the part of height and width that is image and not padding; group norms need it.
         """
         x = self.stem(x, training=training, share=share)
-        x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
+        if DIALECTS[self.dialect].same_padding:
+            x = tf.nn.max_pool2d(x, 3, 2, "SAME")
+        else:
+            x = tf.nn.max_pool2d(tf.pad(x, [[0, 0], [1, 1], [1, 1], [0, 0]]), 3, 2, "VALID")
         out, i = [], 0
         for stage, count in enumerate(BLOCKS[self.depth]):
             for block in self.blocks[i : i + count]:
@@ -240,4 +309,9 @@ class ResNet(keras.layers.Layer):
             "freeze_at": self.freeze_at,
             "width": self.width,
             "checkpointing": self.checkpointing,
+            "groups": self.groups,
+            "width_per_group": self.width_per_group,
+            "epsilon": self.epsilon,
+            "deformable": list(self.deformable),
+            "modulated": self.modulated,
         }

@@ -26,6 +26,65 @@ def test_harness(norm, strides, tmp_path):
     check_layer(make, lambda layer: layer(cast(image(), layer)), tmp_path)
 
 
+@pytest.mark.parametrize("strides", [1, 2])
+def test_harness_with_groups(strides, tmp_path):
+    def make():
+        layer = Conv(9, 3, strides, norm="frozen_batch", use_bias=True, groups=3)
+        layer.build((None, None, None, 6))
+        return layer
+
+    check_layer(make, lambda layer: layer(cast(image(), layer)), tmp_path)
+
+
+@pytest.mark.parametrize("depth,groups", [(1, 8), (4, 8), (8, 2), (5, 3), (16, 2)])
+@pytest.mark.parametrize("size,strides", [(1, 2), (3, 1), (3, 2)])
+def test_groups_see_their_own_channels(depth, groups, size, strides):
+    layer = Conv(2 * groups, size, strides, norm="frozen_batch", groups=groups)
+    x = image((2, 9, 7, depth * groups))
+    layer.build(x.shape)
+    rng = np.random.default_rng(1)
+    for w in layer.norm.weights:
+        w.assign(rng.uniform(0.5, 1.5, w.shape))
+    assert layer.kernel.shape == (size, size, depth, 2 * groups)
+    p, kernel = size // 2, layer.kernel.value
+    scale, shift = layer.norm.scale_and_shift()
+    with tf.GradientTape(persistent=True) as tape:
+        tape.watch(x)
+        padded = tf.pad(x, [[0, 0], [p, p], [p, p], [0, 0]])
+        # Each group by itself, which knows nothing of grouped kernels.
+        parts = [
+            tf.nn.conv2d(part, own, strides, "VALID")
+            for part, own in zip(tf.split(padded, groups, -1), tf.split(kernel, groups, -1), strict=True)
+        ]
+        expected = tf.concat(parts, -1) * scale + shift
+        outs = [layer(x, training=training) for training in (False, True)]
+        goal, *losses = (tf.reduce_sum(tf.sin(y)) for y in (expected, *outs))
+    for out, loss in zip(outs, losses, strict=True):
+        np.testing.assert_allclose(out, expected, atol=1e-5)
+        for source in (x, kernel):
+            np.testing.assert_allclose(tape.gradient(loss, source), tape.gradient(goal, source), atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_groups_in_16_bits(dtype):
+    layer = Conv(8, 3, 2, groups=4)
+    x = image((2, 9, 7, 16))
+    exact = layer(x)
+    for training in (False, True):
+        out = layer(tf.cast(x, dtype), training=training)
+        assert out.dtype == dtype
+        np.testing.assert_allclose(tf.cast(out, tf.float32), exact, atol=0.05)
+
+
+def test_groups_that_do_not_divide():
+    with pytest.raises(ValueError, match="groups is 3; it must divide the 8 filters"):
+        Conv(8, groups=3)
+    with pytest.raises(ValueError, match="groups is 0"):
+        Conv(8, groups=0)
+    with pytest.raises(ValueError, match="groups is 4; it must divide the 6 channels"):
+        Conv(8, groups=4).build((None, None, None, 6))
+
+
 @pytest.mark.parametrize("size,strides", [(1, 1), (1, 2), (3, 1), (3, 2), (7, 2)])
 def test_padding_is_pytorchs(size, strides):
     layer = Conv(4, size, strides)

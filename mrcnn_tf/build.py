@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,20 +14,22 @@ from mrcnn_tf.data.pipeline import training_batches
 from mrcnn_tf.data.shapes import generate_shapes
 from mrcnn_tf.layers.fpn import FPN
 from mrcnn_tf.layers.heads import BoxHead, MaskHead, RefiningMaskHead
+from mrcnn_tf.layers.preprocess import Normalize
 from mrcnn_tf.layers.resnet import ResNet
 from mrcnn_tf.layers.rpn import RPN
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 
 
-def build_model(config: Config, class_names: tuple[str, ...], category_ids: tuple[int, ...]) -> MaskRCNN:
+def build_model(config: Config, class_names: Sequence[str], category_ids: Sequence[int]) -> MaskRCNN:
     """The model of a config for these classes, with fresh weights."""
     values: dict[str, Any] = config.model.model_dump(by_alias=True)
     backbone, refining, count = values.pop("backbone"), values.pop("refining"), len(class_names)
     backbone.pop("weights")
-    mask_head = values.pop("mask_head")
+    mask_head, normalize = values.pop("mask_head"), values.pop("normalize")
     parts: dict[str, Any] = {
         "backbone": ResNet(**backbone),
+        "normalize": None if normalize is None else Normalize(**normalize),
         "fpn": FPN(**values.pop("fpn")),
         "rpn": RPN(**values.pop("rpn")),
         "box_head": BoxHead(count, **values.pop("box_head")),
@@ -114,6 +117,8 @@ def build_batches(config: Config, dataset: CocoDataset, start_step: int = 0) -> 
         canvas=data.canvas,
         min_sizes=data.min_sizes or [model.min_size],
         max_size=model.max_size,
+        size_rule=model.size_rule,
+        interpolation=model.interpolation,
         aspect_grouping=data.aspect_grouping,
         flip=data.flip,
         vertical_flip=data.vertical_flip,

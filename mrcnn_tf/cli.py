@@ -11,6 +11,7 @@ from pathlib import Path
 
 from mrcnn_tf.allocator import keep_memory
 
+SOURCES = ("torchvision", "detectron2", "maskrcnn-benchmark", "model-garden", "keras")
 DESCRIPTION = "Mask R-CNN and Mask Refining R-CNN for Keras 3 on TensorFlow."
 
 
@@ -156,6 +157,40 @@ example:
     )
     export.add_argument("model", metavar="MODEL", help="a .keras file")
     export.add_argument("--out", required=True, metavar="DIR", help="gets the next numbered version folder")
+
+    bring = command(
+        "import",
+        run_import,
+        "turn another project's weights into a model file",
+        """The model's .report.txt has a line for what became of every tensor. Nothing in a file is ever executed.
+examples:
+  mrcnn import maskrcnn_resnet50_fpn_coco.pth --from torchvision --out mask_rcnn.keras
+  mrcnn import model_final_a3ec72.pkl --from detectron2 --out mask_rcnn.keras
+  mrcnn import mine.pth --from torchvision --classes names.txt --out mine.keras model.backbone.epsilon=1e-5
+  mrcnn import resnet50.pth --from torchvision --out backbone.keras   a classifier: the rest has fresh weights""",
+    )
+    bring.add_argument(
+        "file", metavar="FILE", help=".pth, .pkl, .safetensors, .npz, .h5 or a TensorFlow checkpoint"
+    )
+    bring.add_argument(
+        "--from", dest="source", required=True, choices=SOURCES, help="the project that it is of"
+    )
+    bring.add_argument("--out", required=True, metavar="KERAS", help="the model file to write")
+    bring.add_argument(
+        "--classes",
+        metavar="FILE",
+        help="names of its classes, a line each, or a COCO annotation file (not needed for COCO's own)",
+    )
+    bring.add_argument(
+        "--config",
+        metavar="YAML",
+        help="its architecture, where it cannot be told from the file (configs/published/)",
+    )
+    bring.add_argument("--allow-missing", action="store_true", help="initialise what the file does not have")
+    bring.add_argument(
+        "--allow-unexpected", action="store_true", help="leave out what the model does not have"
+    )
+    bring.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as model.sampling_ratio=2")
 
     build = command(
         "build-ops",
@@ -349,6 +384,31 @@ def run_export(options: argparse.Namespace) -> int:
     from mrcnn_tf.training.checkpoints import load_model
 
     print(export_saved_model(load_model(options.model), options.out))
+    return 0
+
+
+def run_import(options: argparse.Namespace) -> int:
+    """`mrcnn import`."""
+    from mrcnn_tf.importer import import_model
+    from mrcnn_tf.tables import save_text
+    from mrcnn_tf.training.checkpoints import save_aside
+
+    target = Path(options.out)
+    if target.suffix != ".keras":
+        raise ValueError(f"--out {target}: a model file's name ends in .keras")
+    model, report = import_model(
+        options.file,
+        options.source,
+        classes=options.classes,
+        config=options.config,
+        overrides=options.overrides,
+        allow_missing=options.allow_missing,
+        allow_unexpected=options.allow_unexpected,
+    )
+    save_aside(model, target)
+    save_text(target.with_suffix(".report.txt"), str(report))
+    print(report.summary())
+    print(f"written to {target}; {target.with_suffix('.report.txt').name} has a line for every tensor")
     return 0
 
 

@@ -40,13 +40,37 @@ def need(condition: bool, key: str, problem: str) -> None:
 class Backbone(Section):
     """`mrcnn_tf.layers.resnet.ResNet`, and where its weights come from."""
 
-    depth: Literal[18, 34, 50, 101] = 50
-    dialect: Literal["torchvision", "caffe2", "keras"] = "torchvision"
+    depth: Literal[18, 34, 50, 101, 152] = 50
+    groups: Count = 1
+    width_per_group: Count = 64
+    dialect: Literal["torchvision", "caffe2", "keras", "model_garden"] = "torchvision"
     norm: Norm = "frozen_batch"
+    epsilon: NotNegative | None = None
     freeze_at: Annotated[int, Field(ge=0, le=5)] = 2
     width: Count = 64
+    deformable: list[Literal[3, 4, 5]] = []
+    modulated: bool = False
     checkpointing: bool = False
     weights: Literal["imagenet"] | None = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> Backbone:
+        plain = (self.groups, self.width_per_group) == (1, 64)
+        for key, given in (("groups or width_per_group", not plain), ("deformable", bool(self.deformable))):
+            need(not given or self.depth >= 50, key, f"needs depth 50, 101 or 152, not {self.depth}")
+        inner = self.width * self.width_per_group // 64 * self.groups
+        need(inner >= 1, "width_per_group", f"is {self.width_per_group}, too few at width {self.width}")
+        need(not self.modulated or bool(self.deformable), "modulated", "acts only with deformable stages")
+        need(self.weights is None or plain, "weights", "imagenet are those of ResNets, not of ResNeXts")
+        return self
+
+
+class NormalizeConfig(Section):
+    """`mrcnn_tf.layers.preprocess.Normalize`."""
+
+    mean: tuple[float, float, float]
+    std: tuple[Positive, Positive, Positive]
+    bgr: bool
 
 
 class Fpn(Section):
@@ -54,6 +78,8 @@ class Fpn(Section):
 
     channels: Count = 256
     norm: Norm = None
+    lateral_norm: bool = True
+    coarsest: Literal["subsample", "conv"] = "subsample"
 
 
 class Rpn(Section):
@@ -64,18 +90,24 @@ class Rpn(Section):
     anchor_sizes: list[list[Positive]] = [[32], [64], [128], [256], [512]]
     aspect_ratios: list[Positive] = [0.5, 1.0, 2.0]
     anchor_offset: float = 0.0
+    anchor_rounding: Literal["torchvision", "detectron"] | None = None
     pre_nms: tuple[Count, Count] = (2000, 1000)
     post_nms: tuple[Count, Count] = (1000, 1000)
     nms_threshold: Share = 0.7
     min_size: NotNegative = 0.001
+    norm: Literal["frozen_batch", "batch", "sync_batch"] | None = None
 
 
 class BoxHeadConfig(Section):
     """`mrcnn_tf.layers.heads.BoxHead`."""
 
     units: Count = 1024
+    depth: Count = 2
     roi_size: Count = 7
     class_agnostic: bool = False
+    conv_depth: Natural = 0
+    conv_channels: Count = 256
+    norm: Norm = None
 
 
 class MaskHeadConfig(Section):
@@ -133,6 +165,7 @@ class Model(Section):
     """`mrcnn_tf.models.mask_rcnn.MaskRCNN`, or with `refining` the `MaskRefiningRCNN` on top of it."""
 
     backbone: Backbone = Backbone()
+    normalize: NormalizeConfig | None = None
     fpn: Fpn = Fpn()
     rpn: Rpn = Rpn()
     box_head: BoxHeadConfig = BoxHeadConfig()
@@ -140,8 +173,14 @@ class Model(Section):
     refining: Refining | None = None
     min_size: Count = 800
     max_size: Count = 1333
-    sampling_ratio: Count = 2
+    size_rule: Literal["round", "floor", "short_first"] = "round"
+    interpolation: Literal["bilinear", "pil"] = "bilinear"
+    canvas: tuple[Count, Count] | None = None
+    sampling_ratio: Natural = 2
     aligned: bool = True
+    roi_end: float = 0.0
+    roi_shift: float = 0.0
+    roi_levels: Literal[4, 5] = 4
     roi_align_backend: Literal["auto", "custom", "sparse", "crop", "gather"] = "auto"
     box_weights: tuple[Positive, Positive, Positive, Positive] = (10.0, 10.0, 5.0, 5.0)
     rpn_fg_iou: Share = 0.7
@@ -354,21 +393,25 @@ def load_config(path: str | Path, overrides: list[str] | None = None) -> Config:
         ConfigError: for a missing or malformed file, an unknown key, a value of the wrong type or an impossible
             combination; the message has a line for each, with the key's path.
     """
-    values = _read(Path(path), ())
-    for override in overrides or []:
-        key, sign, text = override.partition("=")
+    return make_config(override(_read(Path(path), ()), overrides or []), source=str(path))
+
+
+def override(values: dict[str, Any], overrides: list[str]) -> dict[str, Any]:
+    """Nested dictionaries with overrides such as `"train.batch_size=4"` put in; errors as in `load_config`."""
+    for text in overrides:
+        key, sign, right = text.partition("=")
         if not sign or not key:
-            raise ConfigError(f"override {override!r} must look like train.batch_size=4")
+            raise ConfigError(f"override {text!r} must look like train.batch_size=4")
         try:
-            value: Any = yaml.safe_load(text)
+            value: Any = yaml.safe_load(right)
         except yaml.YAMLError as error:
-            raise ConfigError(f"override {override!r}: the value is not YAML ({error})") from None
+            raise ConfigError(f"override {text!r}: the value is not YAML ({error})") from None
         if key == "init_from" and str(value).endswith(CONFIG_ENDINGS):
             value = str(Path(value).resolve())
         for part in reversed(key.split(".")):
             value = {part: value}
         values = _merge(values, value)
-    return make_config(values, source=str(path))
+    return values
 
 
 def make_config(values: dict[str, Any], source: str = "config") -> Config:

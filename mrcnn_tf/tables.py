@@ -136,6 +136,12 @@ def save_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     os.replace(aside, path)
 
 
+def some(names: Sequence[str], count: int = 5) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more
+
+
 def save_text(path: Path, text: str) -> None:
     """Writes a file under another name first."""
     aside = path.with_name(f"{path.name}.partial")

@@ -54,7 +54,7 @@ def test_inheritance_and_overrides(tmp_path):
         ({"train": {"batchsize": 4}}, r"train\.batchsize: unknown key; there are steps, batch_size"),
         ({"train": {"batch_size": "four"}}, r"train\.batch_size: .*integer.*not 'four'"),
         ({"train": {"batch_size": 0}}, r"train\.batch_size: .*greater than or equal to 1, not 0"),
-        ({"model": {"backbone": {"depth": 51}}}, r"model\.backbone\.depth: .*18, 34, 50 or 101, not 51"),
+        ({"model": {"backbone": {"depth": 51}}}, r"model\.backbone\.depth: .*18, 34, 50, 101 or 152, not 51"),
         (
             {"model": {"loss_weights": {"masks": 1}}},
             r"model\.loss_weights\.masks: unknown key; .*class, box, mask",

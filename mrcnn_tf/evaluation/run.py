@@ -16,6 +16,7 @@ from mrcnn_tf.evaluation.huddled import evaluate_all
 from mrcnn_tf.evaluation.recall import ProposalRecall
 from mrcnn_tf.models.detections import Detections
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.tables import some
 
 RECALL_AT = (100, 300, 1000)
 
@@ -41,15 +42,20 @@ class EvaluationResult:
         return f"{m['images']} images at {m['images_per_second']:.2f} images/s (network alone, after the first batch)"
 
 
-def check_classes(model: MaskRCNN, dataset: CocoDataset) -> None:
-    """Raises ValueError where a data set has other classes than a model."""
-    if model.class_names == list(dataset.class_names):
-        return
-    raise ValueError(
-        f"{dataset.name}: has {dataset.num_classes} classes ({', '.join(dataset.class_names[:5])}, ...), but the model "
-        f"has {len(model.class_names)} ({', '.join(model.class_names[:5])}, ...); evaluate a model on the classes "
-        "that it was trained on"
-    )
+def category_ids(model: MaskRCNN, dataset: CocoDataset) -> list[int | None]:
+    """The data set's id of each of the model's classes, by name; None for a class that the data set does not have.
+
+    Raises:
+        ValueError: the data set has classes that the model does not know.
+    """
+    ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
+    unknown = [name for name in ids if name not in model.class_names]
+    if unknown:
+        raise ValueError(
+            f"{dataset.name}: has classes that the model does not know ({some(unknown)}); it knows "
+            f"{some(model.class_names)}. Fine-tune it on them (init_from), or leave them out of the data set"
+        )
+    return [ids.get(name) for name in model.class_names]
 
 
 def detections_of(
@@ -73,9 +79,18 @@ def detections_of(
         For each image its index, what was found, the proposals `[N, 4]` in its pixels, and the seconds that
         the network took for it.
     """
+    ids = category_ids(model, dataset)
+    wanted = np.array([False, *(number is not None for number in ids)])  # by class; padding is -1, the last
+    wanted = np.append(wanted, False)
     count = min(len(dataset), first or len(dataset))
     batches = evaluation_batches(
-        dataset, batch_size=batch_size, min_size=model.min_size, max_size=model.max_size
+        dataset,
+        batch_size=batch_size,
+        min_size=model.min_size,
+        max_size=model.max_size,
+        size_rule=model.size_rule,
+        interpolation=model.interpolation,
+        canvas=model.canvas,
     ).take(-(-count // batch_size))
     index = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
     with tqdm(
@@ -90,13 +105,13 @@ def detections_of(
             sizes, originals = batch["image_sizes"].numpy(), batch["original_sizes"].numpy()
             for row, image_id in enumerate(batch["image_ids"].numpy()):
                 scale = np.tile(originals[row] / sizes[row], 2).astype(np.float32)
-                kept = found["classes"][row] > 0
+                kept = wanted[found["classes"][row]]
                 own = {k: found[k][row][kept] for k in ("boxes", "scores", "classes", "masks")}
                 own["boxes"] = own["boxes"] * scale
                 height, width = (int(v) for v in originals[row])
                 yield (
                     index[int(image_id)],
-                    model.results(own, (height, width), dataset.category_ids),
+                    model.results(own, (height, width), ids),
                     found["proposals"][row] * scale,
                     seconds,
                 )
@@ -117,7 +132,7 @@ def evaluate_model(
 
     Args:
         model: the model.
-        dataset: with the model's classes.
+        dataset: whose classes the model knows; detections of its other classes are left out.
         batch_size: images at a time.
         first: evaluate on this many of the first images only.
         max_detections: see `evaluate_coco`.
@@ -125,9 +140,8 @@ def evaluate_model(
         bar: text of the progress bar; None for no bar.
 
     Raises:
-        ValueError: the classes differ.
+        ValueError: the model does not know all classes of the data set.
     """
-    check_classes(model, dataset)
     results: list[dict[str, Any]] = []
     kept: list[tuple[int, Detections]] = []
     times: list[float] = []

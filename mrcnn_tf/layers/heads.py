@@ -10,26 +10,37 @@ from mrcnn_tf.layers.conv import Conv
 
 @keras.saving.register_keras_serializable("mrcnn_tf")
 class BoxHead(keras.layers.Layer):
-    """Two fully connected layers, then class scores and box deltas.
+    """3x3 convolutions (the papers have none), fully connected layers, then class scores and box deltas.
 
     Args:
         num_classes: K, foreground classes.
         units: of each fully connected layer.
+        depth: how many of those.
         roi_size: height and width of the RoI features, in bins.
         class_agnostic: one set of deltas for all classes instead of one per class.
+        conv_depth, conv_channels: how many 3x3 convolutions come first, and their width.
+        norm: of these convolutions, see `Conv`.
     """
 
     def __init__(
         self,
         num_classes: int,
         units: int = 1024,
+        depth: int = 2,
         roi_size: int = 7,
         class_agnostic: bool = False,
+        conv_depth: int = 0,
+        conv_channels: int = 256,
+        norm: str | None = None,
         **kwargs,
     ):
         super().__init__(**kwargs)
-        self.num_classes, self.units, self.roi_size = num_classes, units, roi_size
-        self.class_agnostic = class_agnostic
+        self.num_classes, self.units, self.depth, self.roi_size = num_classes, units, depth, roi_size
+        self.class_agnostic, self.conv_channels, self.norm = class_agnostic, conv_channels, norm
+        self.convs = [
+            Conv(conv_channels, 3, norm=norm, relu=True, dtype=self.dtype_policy, name=f"conv{i + 1}")
+            for i in range(conv_depth)
+        ]
 
         policy = self.dtype_policy
         if policy.compute_dtype == "float16" and not tf.config.list_logical_devices("GPU"):
@@ -41,7 +52,7 @@ class BoxHead(keras.layers.Layer):
                 size, activation=activation, kernel_initializer=start, dtype=policy, name=name
             )
 
-        self.hidden = [dense(f"fc{i + 1}", units, "relu", "he_uniform") for i in range(2)]
+        self.hidden = [dense(f"fc{i + 1}", units, "relu", "he_uniform") for i in range(depth)]
         self.classes = dense("classes", num_classes + 1, None, keras.initializers.RandomNormal(stddev=0.01))
         self.deltas = dense(
             "deltas",
@@ -52,21 +63,29 @@ class BoxHead(keras.layers.Layer):
 
     def build(self, channels: int) -> None:
         """`channels`: of the RoI features."""
-        self.hidden[0].build((None, None, self.roi_size**2 * channels))
-        self.hidden[1].build((None, None, self.units))
-        self.classes.build((None, None, self.units))
-        self.deltas.build((None, None, self.units))
+        for conv in self.convs:
+            conv.build((None, None, None, channels))
+            channels = self.conv_channels
+        size = self.roi_size**2 * channels
+        for layer in self.hidden:
+            layer.build((None, None, size))
+            size = self.units
+        self.classes.build((None, None, size))
+        self.deltas.build((None, None, size))
         self.built = True
 
-    def call(self, features: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+    def call(self, features: tf.Tensor, training: bool = False) -> tuple[tf.Tensor, tf.Tensor]:
         """`[B, N, S, S, C]` -> class logits `[B, N, K + 1]`, background first, and deltas `[B, N, K or 1, 4]`.
 
-        Both float32.
+        Both float32. `training`: for the norm.
         """
         b, n = tf.shape(features)[0], tf.shape(features)[1]
-        size = features.shape[2] * features.shape[3] * features.shape[4]
+        s, c = features.shape[2], features.shape[4]
+        x = tf.reshape(features, [-1, s, s, c])
+        for conv in self.convs:
+            x = conv(x, training=training)
         # [B * N, .] keeps matmul, bias and ReLU one fused op.
-        x = tf.reshape(features, [-1, size])
+        x = tf.reshape(x, [-1, s * s * x.shape[-1]])
         for layer in self.hidden:
             x = layer(x)
         logits = tf.reshape(self.classes(x), [b, n, self.num_classes + 1])
@@ -79,8 +98,12 @@ class BoxHead(keras.layers.Layer):
             **super().get_config(),
             "num_classes": self.num_classes,
             "units": self.units,
+            "depth": self.depth,
             "roi_size": self.roi_size,
             "class_agnostic": self.class_agnostic,
+            "conv_depth": len(self.convs),
+            "conv_channels": self.conv_channels,
+            "norm": self.norm,
         }
 
 

@@ -14,12 +14,12 @@ from mrcnn_tf.geometry import boxes as box_ops
 from mrcnn_tf.geometry import nms
 from mrcnn_tf.layers.fpn import FPN
 from mrcnn_tf.layers.heads import BoxHead, MaskHead
-from mrcnn_tf.layers.preprocess import Normalize, resize, resized_shape
+from mrcnn_tf.layers.preprocess import INTERPOLATIONS, SIZE_RULES, Normalize, resize, resized_shape
 from mrcnn_tf.layers.resnet import DIALECTS, ResNet
 from mrcnn_tf.layers.rpn import RPN
 from mrcnn_tf.models import targets
 from mrcnn_tf.models.detections import Detections
-from mrcnn_tf.ops.roi_align import roi_align
+from mrcnn_tf.ops.roi_align import assign_levels, roi_align
 
 
 class FirstStage(NamedTuple):
@@ -47,7 +47,14 @@ class MaskRCNN(keras.Model):
         backbone, fpn, rpn, box_head, mask_head, normalize: the parts; each has the papers' defaults.
         min_size, max_size: images are resized so that the shorter side is `min_size` pixels, or less if the longer
             one would pass `max_size`.
+        size_rule, interpolation: how that is rounded and resized, see `mrcnn_tf.layers.preprocess`.
+        canvas: height and width, multiples of 32, that every image is padded to when it is detected on; None: to the
+            next multiples of 32.
         sampling_ratio, aligned, roi_align_backend: see `mrcnn_tf.ops.roi_align`.
+        roi_end: pixels added to a box's bottom and right before RoIAlign; -1 in maskrcnn-benchmark, whose boxes
+            include their last pixel everywhere else.
+        roi_shift: cells of its level that a box is moved down and right before RoIAlign; 0.5 in Model Garden.
+        roi_levels: how many levels, from P2 on, RoI features come from.
         box_weights: factors of the box head's deltas (y, x, height, width).
         rpn_fg_iou, rpn_bg_iou, rpn_samples, rpn_positive_fraction: which anchors the RPN learns from.
         roi_fg_iou, roi_bg_iou, roi_samples, roi_positive_fraction: which RoIs the heads learn from.
@@ -80,8 +87,14 @@ class MaskRCNN(keras.Model):
         normalize: Normalize | None = None,
         min_size: int = 800,
         max_size: int = 1333,
+        size_rule: str = "round",
+        interpolation: str = "bilinear",
+        canvas: tuple[int, int] | None = None,
         sampling_ratio: int = 2,
         aligned: bool = True,
+        roi_end: float = 0.0,
+        roi_shift: float = 0.0,
+        roi_levels: int = 4,
         roi_align_backend: str = "auto",
         box_weights: tuple[float, float, float, float] = (10.0, 10.0, 5.0, 5.0),
         rpn_fg_iou: float = 0.7,
@@ -117,6 +130,12 @@ class MaskRCNN(keras.Model):
             raise ValueError(
                 f"proposal_source is {proposal_source!r}; it must be 'rpn', 'rpn+truth' or 'truth'"
             )
+        for name, value, allowed in (
+            ("size_rule", size_rule, SIZE_RULES),
+            ("interpolation", interpolation, INTERPOLATIONS),
+        ):
+            if value not in allowed:
+                raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
         self.class_names = list(class_names)
         self.category_ids = list(category_ids or range(1, len(class_names) + 1))
         self.settings = {**settings, "class_names": self.class_names, "category_ids": self.category_ids}
@@ -136,8 +155,10 @@ class MaskRCNN(keras.Model):
                 )
 
         self.min_size, self.max_size = min_size, max_size
+        self.size_rule, self.interpolation, self.canvas = size_rule, interpolation, canvas
+        self.roi_end, self.roi_shift, self.roi_levels = roi_end, roi_shift, roi_levels
         self.roi_align: dict[str, Any] = {
-            "strides": FPN.strides[:4],
+            "strides": FPN.strides[:roi_levels],
             "sampling_ratio": sampling_ratio,
             "aligned": aligned,
             "backend": roi_align_backend,
@@ -237,11 +258,19 @@ class MaskRCNN(keras.Model):
         logits, deltas = self.rpn(features)
         proposals, _, valid = self.rpn.propose(logits, deltas, self.rpn.anchors(features), sizes)
         pooled = self.align(features, proposals, self.box_head.roi_size)
-        return features, proposals, valid, *self.box_head(pooled)
+        return features, proposals, valid, *self.box_head(pooled, training=training)
 
     def align(self, features: list[tf.Tensor], boxes: tf.Tensor, size: int) -> tf.Tensor:
-        """RoI features `[B, N, size, size, C]` from P2 to P5."""
-        return roi_align(features[:4], boxes, output_size=size, **self.roi_align)
+        """RoI features `[B, N, size, size, C]`."""
+        return roi_align(features[: self.roi_levels], self.rois(boxes), output_size=size, **self.roi_align)
+
+    def rois(self, boxes: tf.Tensor) -> tf.Tensor:
+        """The boxes `[..., 4]` as RoIAlign is to see them."""
+        if self.roi_shift:
+            strides = self.roi_align["strides"]
+            stride = tf.gather(tf.constant(strides, tf.float32), assign_levels(boxes, strides))
+            boxes += self.roi_shift * stride[..., None]
+        return boxes if self.roi_end == 0 else boxes + [0.0, 0.0, self.roi_end, self.roi_end]
 
     def select(
         self,
@@ -332,7 +361,8 @@ class MaskRCNN(keras.Model):
         rois = targets.roi_targets(
             proposals, proposal_valid, truth, seed=targets.seeds(step, ids, 1), **self.roi_sampling
         )
-        class_logits, box_deltas = self.box_head(self.align(features, rois.boxes, self.box_head.roi_size))
+        pooled = self.align(features, rois.boxes, self.box_head.roi_size)
+        class_logits, box_deltas = self.box_head(pooled, training=True)
         classification, box = self.box_head_losses(rois, truth, class_logits, box_deltas)
         mask_rois = self.first_rois(rois)
         mask_logits = self.mask_head(
@@ -422,10 +452,20 @@ class MaskRCNN(keras.Model):
         Returns:
             The resized image on a canvas, `[1, H, W, 3]` float32, sides multiples of 32, and its size `[1, 2]`.
         """
-        size = resized_shape(tf.shape(image)[0], tf.shape(image)[1], self.min_size, self.max_size)
-        canvas = (size + 31) // 32 * 32
-        image = tf.pad(resize(image, size), [[0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]])
+        image, size = self.resize(image)
+        canvas = self.canvas_for(size)
+        image = tf.pad(image, [[0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]])
         return image[None], tf.cast(size, tf.float32)[None]
+
+    def resize(self, images: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """`[..., h, w, 3]` -> the same at the size that the model wants, float32, and that size, int32 `[2]`."""
+        shape = tf.shape(images)
+        size = resized_shape(shape[-3], shape[-2], self.min_size, self.max_size, self.size_rule)
+        return resize(images, size, self.interpolation), size
+
+    def canvas_for(self, size: tf.Tensor) -> tf.Tensor:
+        """Height and width, int32 `[2]`, that images of up to this size are padded to."""
+        return (size + 31) // 32 * 32 if self.canvas is None else tf.constant(self.canvas)
 
     def _detect_image(self, image: tf.Tensor, score_threshold: tf.Tensor) -> dict[str, tf.Tensor]:
         images, sizes = self.preprocess(image)
@@ -473,11 +513,12 @@ class MaskRCNN(keras.Model):
         self,
         found: dict[str, np.ndarray],
         image_size: tuple[int, int],
-        category_ids: Sequence[int] | None = None,
+        category_ids: Sequence[int | None] | None = None,
     ) -> Detections:
         """Names what was found in one image: arrays without padding, boxes in the original image's pixels.
 
-        `category_ids` replaces the model's own where results are for a data set that numbers its classes otherwise.
+        `category_ids` replaces the model's own where results are for a data set that numbers its classes otherwise;
+        None in it stands for a class that is not among those found.
         """
         classes = found["classes"].astype(int)
         ids = category_ids or self.category_ids

@@ -92,17 +92,8 @@ class MaskRefiningRCNN(MaskRCNN):
         self.refining_nms_threshold = refining_nms_threshold
 
         box_head, mask_head = self.box_head, self.mask_head
-        self.refining_box_head = refining_box_head or BoxHead(
-            self.num_classes, box_head.units, box_head.roi_size, box_head.class_agnostic
-        )
-        self.refining_mask_head = refining_mask_head or RefiningMaskHead(
-            self.num_classes,
-            channels=mask_head.channels,
-            depth=mask_head.depth,
-            mask_size=mask_head.mask_size,
-            class_agnostic=mask_head.class_agnostic,
-            norm=mask_head.norm,
-        )
+        self.refining_box_head = refining_box_head or BoxHead(**arguments_of(box_head))
+        self.refining_mask_head = refining_mask_head or RefiningMaskHead(**arguments_of(mask_head))
         for name in ("refining_box_head", "refining_mask_head"):
             head = getattr(self, name)
             if head.num_classes != self.num_classes:
@@ -128,7 +119,7 @@ class MaskRefiningRCNN(MaskRCNN):
         class_logits = tf.gather(class_logits, row, batch_dims=1)
 
         hidden, probabilities = self.first_masks(features, boxes, classes, training)
-        new_logits, deltas = self.second_look(features, boxes, probabilities)
+        new_logits, deltas = self.second_look(features, boxes, probabilities, training)
         if self.refine_classes:
             class_logits = (class_logits + self.alpha * new_logits) / (1.0 + self.alpha)
         if not self.refine_boxes:
@@ -182,14 +173,21 @@ class MaskRefiningRCNN(MaskRCNN):
         return hidden, tf.sigmoid(self.mask_head.predict(hidden, classes))
 
     def second_look(
-        self, features: list[tf.Tensor], boxes: tf.Tensor, probabilities: tf.Tensor
+        self, features: list[tf.Tensor], boxes: tf.Tensor, probabilities: tf.Tensor, training: bool = False
     ) -> tuple[tf.Tensor, tf.Tensor]:
         """The refining box head on B as P shows it: logits S^r `[B, R, K + 1]` and deltas `[B, R, K or 1, 4]`."""
         size = self.refining_box_head.roi_size
-        if not self.shape_aware:
-            return self.refining_box_head(self.align(features, boxes, size))
-        pooled = shape_aware_roi_align(features[:4], boxes, probabilities, output_size=size, **self.roi_align)
-        return self.refining_box_head(pooled)
+        if self.shape_aware:
+            pooled = shape_aware_roi_align(
+                features[: self.roi_levels],
+                self.rois(boxes),
+                probabilities,
+                output_size=size,
+                **self.roi_align,
+            )
+        else:
+            pooled = self.align(features, boxes, size)
+        return self.refining_box_head(pooled, training=training)
 
     # --------------------------------------------------------------- training
 
@@ -214,7 +212,7 @@ class MaskRefiningRCNN(MaskRCNN):
         hidden, probabilities = self.first_masks(first.features, again.boxes, classes, training=True)
         if not self.map_gradient:
             probabilities = tf.stop_gradient(probabilities)
-        class_logits, box_deltas = self.second_look(first.features, again.boxes, probabilities)
+        class_logits, box_deltas = self.second_look(first.features, again.boxes, probabilities, training=True)
         classification, box = self.box_head_losses(again, truth, class_logits, box_deltas)
         zero = tf.zeros([])
         values["refined_class"] = classification if self.refine_classes else zero
@@ -258,3 +256,10 @@ class MaskRefiningRCNN(MaskRCNN):
             mine.set_weights(source.get_weights())
         self.refining_mask_head.kernel.assign(model.mask_head.kernel)
         self.refining_mask_head.bias.assign(model.mask_head.bias)
+
+
+def arguments_of(layer: keras.layers.Layer) -> dict:
+    """The arguments that make another such layer, with a name of its own."""
+    return {
+        key: value for key, value in layer.get_config().items() if key not in ("name", "trainable", "dtype")
+    }

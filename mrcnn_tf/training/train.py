@@ -20,10 +20,12 @@ from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import step_image_ids
 from mrcnn_tf.evaluation.coco import format_table
 from mrcnn_tf.evaluation.huddled import format_huddled
-from mrcnn_tf.evaluation.run import EvaluationResult, check_classes, evaluate_model
+from mrcnn_tf.evaluation.run import EvaluationResult, evaluate_model
 from mrcnn_tf.export.saved_model import export_saved_model
+from mrcnn_tf.models.class_rows import reclassed
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
+from mrcnn_tf.tables import some
 from mrcnn_tf.training.callbacks import (
     Progress,
     SaveAndStop,
@@ -290,7 +292,10 @@ def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: Co
     """Weights to start from: those in `source`, a Mask R-CNN's for an MR R-CNN too; else the backbone's, if any."""
     if source is not None:
         trained = load_model(source)
-        check_classes(trained, dataset)
+        if trained.class_names != list(dataset.class_names):
+            trained, *names = reclassed(trained, dataset.class_names, dataset.category_ids)
+            for what, which in zip(("kept", "new", "left out"), names, strict=True):
+                print(f"classes    {len(which)} {what}" + (f": {some(which)}" if which else ""))
         for key, (theirs, ours) in unlike_settings(trained, model).items():
             print(f"note       {source} was trained with {key} {theirs}, this model has {ours}")
         try:
@@ -313,11 +318,22 @@ def unlike_settings(trained: MaskRCNN, model: MaskRCNN) -> dict[str, tuple[Any, 
     """Settings that the weights of one model may not suit in the other, though their shapes do."""
     values = [
         {
-            **{key: m.settings[key] for key in ("aligned", "sampling_ratio", "box_weights")},
-            "backbone.dialect": m.backbone.dialect,
+            **{
+                key: m.settings[key]
+                for key in (
+                    "aligned",
+                    "sampling_ratio",
+                    "roi_end",
+                    "box_weights",
+                    "size_rule",
+                    "interpolation",
+                )
+            },
+            **{f"backbone.{key}": m.backbone.get_config()[key] for key in ("dialect", "epsilon")},
+            **{f"normalize.{key}": m.normalize.get_config()[key] for key in ("mean", "std", "bgr")},
             **{
                 f"rpn.{key}": m.rpn.get_config()[key]
-                for key in ("anchor_sizes", "aspect_ratios", "anchor_offset")
+                for key in ("anchor_sizes", "aspect_ratios", "anchor_offset", "anchor_rounding")
             },
         }
         for m in (trained, model)

@@ -1,0 +1,102 @@
+"""`mrcnn import`: another project's weights as a model of this one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from mrcnn_tf.build import build_model
+from mrcnn_tf.config import load_config, make_config, override
+from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.weights import detectron2, maskrcnn_benchmark, model_garden, torchvision
+from mrcnn_tf.weights.coco_classes import COCO_80, coco_classes
+from mrcnn_tf.weights.files import read_tensors
+from mrcnn_tf.weights.transfer import LoadReport, transfer
+
+SOURCES: dict[str, ModuleType] = {
+    "torchvision": torchvision,
+    "detectron2": detectron2,
+    "maskrcnn-benchmark": maskrcnn_benchmark,
+    "model-garden": model_garden,
+}
+
+
+def import_model(
+    path: str | Path,
+    source: str,
+    *,
+    classes: str | Path | None = None,
+    config: str | Path | None = None,
+    overrides: Sequence[str] = (),
+    allow_missing: bool = False,
+    allow_unexpected: bool = False,
+) -> tuple[MaskRCNN, LoadReport]:
+    """Reads a Mask R-CNN, or the backbone that a classifier of images is, into a model of this project.
+
+    Args:
+        path: the file, see `mrcnn_tf.weights.files.read_tensors`.
+        source: whose it is, one of `SOURCES`.
+        classes: a text file with the name of each class, in the model's order, a line each; or a COCO annotation file,
+            whose categories, by rising id, are the classes. Not needed for models of COCO's 80 or 90.
+        config: a config whose `model` section is the file's architecture, where it cannot be told from the tensors.
+        overrides: of that section, such as `"model.backbone.epsilon=1e-5"`.
+        allow_missing, allow_unexpected: see `transfer`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it is not of that project, not whole, or of another architecture than the config says; or there is
+            no name for each class. `ConfigError` for the config.
+    """
+    name = Path(path).name
+    reader = SOURCES[source]
+    tensors = reader.tidy(read_tensors(path))
+    if not reader.recognised(tensors):
+        fits = [other for other, module in SOURCES.items() if module.recognised(module.tidy(tensors))]
+        hint = f"; try --from {fits[0]}" if fits else f"; it holds {', '.join(list(tensors)[:3])}, ..."
+        raise ValueError(f"{path}: has no names of {source}'s Mask R-CNN or ResNets{hint}")
+    if config is not None:
+        chosen = load_config(config, list(overrides))
+    else:
+        try:
+            section = reader.settings(tensors)
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from None
+        chosen = make_config(override({"model": section}, list(overrides)), source=name)
+    ids, names = class_list(path, reader.class_count(tensors), classes)
+    model = build_model(chosen, names, ids)
+    report = transfer(
+        tensors,
+        reader.moves(model, tensors),
+        model.weights,
+        source=name,
+        ignored=reader.ignored,
+        allow_missing=allow_missing,
+        allow_unexpected=allow_unexpected,
+    )
+    return model, report
+
+
+def class_list(
+    path: str | Path, count: int | None, classes: str | Path | None
+) -> tuple[list[int], list[str]]:
+    """Id and name of each class of a file's model; errors as in `import_model`. `count`: None where any will do."""
+    if classes is None:
+        known: Mapping[int, str] | None = COCO_80 if count is None else coco_classes(count)
+        if known is None:
+            raise ValueError(
+                f"{path}: has {count} classes, which are not COCO's; give their names with --classes, a text file with "
+                "a name a line, or the annotation file that it was trained on"
+            )
+        return list(known), list(known.values())
+    text = Path(classes).read_text(encoding="utf-8")
+    if text.lstrip().startswith("{"):
+        categories = sorted(json.loads(text).get("categories", []), key=lambda category: category["id"])
+        ids, names = [c["id"] for c in categories], [c["name"] for c in categories]
+    else:
+        names = [line.strip() for line in text.splitlines() if line.strip()]
+        ids = list(range(1, len(names) + 1))
+    if count is not None and len(names) != count:
+        raise ValueError(f"{classes}: names {len(names)} classes, but {path} has {count}")
+    return ids, names

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from mrcnn_tf.allocator import keep_memory
+from mrcnn_tf.config import Published
 
 SOURCES = ("torchvision", "detectron2", "maskrcnn-benchmark", "model-garden", "keras")
 DESCRIPTION = "Mask R-CNN and Mask Refining R-CNN for Keras 3 on TensorFlow."
@@ -296,8 +297,20 @@ def run_evaluate(options: argparse.Namespace) -> int:
     recall = {k.split("/")[1]: v for k, v in evaluation.metrics.items() if k.startswith("proposals/")}
     print("proposals " + ", ".join(f"{name} {value:.3f}" for name, value in recall.items()))
     print(evaluation.speed_line())
+    if options.config and config.published:
+        print(beside_published(evaluation.metrics, config.published))
     save_evaluation(options.out, evaluation.metrics, evaluation.results)
     return 0
+
+
+def beside_published(metrics: dict, published: Published) -> str:
+    """Measured and published AP, in percent."""
+    measured = (100 * metrics["bbox/AP"], 100 * metrics["segm/AP"])
+    return (
+        "\n            box AP  mask AP\n"
+        f"measured    {measured[0]:6.1f}   {measured[1]:6.1f}  on {metrics['images']} images\n"
+        f"published   {published.box_ap:6.1f}   {published.mask_ap:6.1f}  {published.source}; not measured here"
+    )
 
 
 def save_evaluation(folder: str | None, metrics: dict, results: list | None) -> None:

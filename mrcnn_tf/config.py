@@ -216,7 +216,7 @@ class Model(Section):
         need(
             self.backbone.weights is None or self.backbone.dialect == "keras",
             "backbone.weights",
-            "imagenet are those of keras.applications: they need backbone.dialect keras (and depth 50 or 101)",
+            "imagenet are those of keras.applications: they need backbone.dialect keras (and depth 50, 101 or 152)",
         )
         need(
             self.min_proposals == 0 or self.proposal_source == "truth",
@@ -344,11 +344,20 @@ class Export(Section):
     folder: str = "saved_models"
 
 
+class Published(Section):
+    """What the authors of a model state, in percent: for comparison, never measured here."""
+
+    box_ap: Positive
+    mask_ap: Positive
+    source: str
+
+
 class Config(Section):
     """A whole experiment."""
 
     name: str = "run"
     description: str = ""
+    published: Published | None = None
     output: str = "runs/{name}"
     seed: Natural = 0
     precision: Literal["float32", "mixed_float16", "mixed_bfloat16"] = "float32"

@@ -10,7 +10,7 @@ from types import ModuleType
 from mrcnn_tf.build import build_model
 from mrcnn_tf.config import load_config, make_config, override
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
-from mrcnn_tf.weights import detectron2, maskrcnn_benchmark, model_garden, torchvision
+from mrcnn_tf.weights import detectron2, keras_models, maskrcnn_benchmark, model_garden, torchvision
 from mrcnn_tf.weights.coco_classes import COCO_80, coco_classes
 from mrcnn_tf.weights.files import read_tensors
 from mrcnn_tf.weights.transfer import LoadReport, transfer
@@ -20,6 +20,7 @@ SOURCES: dict[str, ModuleType] = {
     "detectron2": detectron2,
     "maskrcnn-benchmark": maskrcnn_benchmark,
     "model-garden": model_garden,
+    "keras": keras_models,
 }
 
 
@@ -51,7 +52,7 @@ def import_model(
     """
     name = Path(path).name
     reader = SOURCES[source]
-    tensors = reader.tidy(read_tensors(path))
+    tensors = reader.tidy(getattr(reader, "read", read_tensors)(path))
     if not reader.recognised(tensors):
         fits = [other for other, module in SOURCES.items() if module.recognised(module.tidy(tensors))]
         hint = f"; try --from {fits[0]}" if fits else f"; it holds {', '.join(list(tensors)[:3])}, ..."
@@ -63,7 +64,9 @@ def import_model(
             section = reader.settings(tensors)
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
-        chosen = make_config(override({"model": section}, list(overrides)), source=name)
+        # Nothing is trained here; a config's canvas for that must hold images of the model's size, whatever it is.
+        values = {"model": section, "data": {"canvas": [2**15, 2**15]}}
+        chosen = make_config(override(values, list(overrides)), source=name)
     ids, names = class_list(path, reader.class_count(tensors), classes)
     model = build_model(chosen, names, ids)
     report = transfer(

@@ -179,7 +179,9 @@ def train(
         return Run(folder, model, {}, None, finished=False)
     run = finish(config, model, val_set, folder, validate.history if validate else [], board)
     if isinstance(model, MaskRefiningRCNN) and source is not None and source.exists() and val_set is not None:
-        draw_comparison(config, load_model(source), model, val_set)
+        before = load_model(source)
+        if set(val_set.class_names) <= set(before.class_names):
+            draw_comparison(config, before, model, val_set)
     return run
 
 

@@ -37,20 +37,17 @@ def recognised(tensors: Tensors) -> bool:
 def settings(tensors: Tensors) -> dict[str, Any]:
     """The `model` section of a config that is this file's architecture.
 
-    The names do not tell where a bottleneck's stride is, nor how pixels are normalised: ResNeXt models are taken for
-    the zoo's X-101-32x8d (stride in the 3x3 convolution, standard deviations), others for its MSRA ResNets.
+    The names do not tell where a bottleneck's stride is, nor how pixels are normalised. In the zoo it is in the 3x3
+    convolution where there are groups or group norms, else in the first 1x1; ResNeXts divide by standard deviations.
     """
     blocks = tuple(count(tensors, rf"backbone\.bottom_up\.res{i}\.(\d+)\.conv1\.weight") for i in range(2, 6))
     depths = [depth for depth, counts in BLOCKS.items() if counts == blocks and depth >= 50]
     if not depths:
         raise ValueError(f"is no ResNet that is known here: its stages have {blocks} blocks")
     width, inputs = tensors[f"{BODY}res2.0.conv2.weight"].shape[:2]
-    resnext = width != inputs
-    backbone: dict[str, Any] = {
-        "depth": depths[0],
-        "dialect": "torchvision" if resnext else "caffe2",
-        "norm": norm_of(tensors, f"{BODY}stem.conv1"),
-    }
+    resnext, norm = width != inputs, norm_of(tensors, f"{BODY}stem.conv1")
+    dialect = "torchvision" if resnext or norm == "group" else "caffe2"
+    backbone: dict[str, Any] = {"depth": depths[0], "dialect": dialect, "norm": norm}
     if resnext:
         backbone.update(groups=width // inputs, width_per_group=inputs)
     offsets = {
@@ -92,12 +89,12 @@ def settings(tensors: Tensors) -> dict[str, Any]:
 
 
 def norm_of(tensors: Tensors, name: str) -> str | None:
-    """The norm behind a convolution: batch norm, whose statistics the zoo's backbones froze, group norm or none."""
+    """The norm behind a convolution: none, group norm, or batch norm, frozen in backbones without one in the FPN."""
     if f"{name}.norm.weight" not in tensors:
         return None
     if f"{name}.norm.running_mean" not in tensors:
         return "group"
-    return "frozen_batch" if name.startswith(BODY) else "batch"
+    return "sync_batch" if "backbone.fpn_output2.norm.weight" in tensors else "frozen_batch"
 
 
 def rpn_convs(tensors: Tensors) -> list[str]:

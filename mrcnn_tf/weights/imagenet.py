@@ -1,15 +1,14 @@
-"""ImageNet weights of `keras.applications` for ResNet-50 and ResNet-101."""
+"""ImageNet weights of `keras.applications` for ResNet-50, 101 and 152."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import keras
 
-from mrcnn_tf.layers.conv import BatchNorm, Conv
-from mrcnn_tf.layers.resnet import BLOCKS, ResNet
+from mrcnn_tf.layers.resnet import ResNet
+from mrcnn_tf.weights.keras_models import resnet_moves, tensors_of
+from mrcnn_tf.weights.transfer import transfer
 
-APPLICATIONS = {50: "ResNet50", 101: "ResNet101"}
+APPLICATIONS = {50: "ResNet50", 101: "ResNet101", 152: "ResNet152"}
 
 
 def load_imagenet(backbone: ResNet) -> None:
@@ -19,10 +18,11 @@ def load_imagenet(backbone: ResNet) -> None:
         ValueError: the backbone is not one that `keras.applications` has.
         OSError: the download failed.
     """
-    if backbone.depth not in APPLICATIONS or backbone.dialect != "keras" or backbone.width != 64:
+    plain = backbone.width == 64 and backbone.groups == 1
+    if backbone.depth not in APPLICATIONS or backbone.dialect != "keras" or not plain:
         raise ValueError(
-            f"keras.applications has weights for depth {' and '.join(map(str, APPLICATIONS))} in dialect keras, not "
-            f"for depth {backbone.depth} in dialect {backbone.dialect}"
+            f"keras.applications has weights for plain ResNets of depth {', '.join(map(str, APPLICATIONS))} in dialect "
+            f"keras, not for depth {backbone.depth} in dialect {backbone.dialect}"
         )
     name = APPLICATIONS[backbone.depth]
     try:
@@ -32,31 +32,4 @@ def load_imagenet(backbone: ResNet) -> None:
             f"the ImageNet weights of {name} could not be downloaded ({error}). With no network, put Keras' file "
             "into ~/.keras/models by hand, or set model.backbone.weights=null to start from random weights"
         ) from error
-    copy_backbone(source, backbone)
-
-
-def copy_backbone(source: keras.Model, backbone: ResNet) -> None:
-    """Copies the weights of a `keras.applications` ResNet-50 or ResNet-101, layer by layer, by name."""
-    for conv, name in _names(backbone):
-        kernel, bias = source.get_layer(f"{name}_conv").get_weights()
-        conv.kernel.assign(kernel)
-        if conv.bias is not None:
-            conv.bias.assign(bias)
-        if isinstance(conv.norm, BatchNorm):
-            norm = source.get_layer(f"{name}_bn").get_weights()
-            own = (conv.norm.gamma, conv.norm.beta, conv.norm.moving_mean, conv.norm.moving_variance)
-            for weight, value in zip(own, norm, strict=True):
-                weight.assign(value)
-
-
-def _names(backbone: ResNet) -> Iterator[tuple[Conv, str]]:
-    """Each convolution of the backbone with its name in `keras.applications`."""
-    yield backbone.stem, "conv1"
-    blocks = iter(backbone.blocks)
-    for stage, count in enumerate(BLOCKS[backbone.depth]):
-        for i in range(count):
-            block, prefix = next(blocks), f"conv{stage + 2}_block{i + 1}"
-            if block.shortcut is not None:
-                yield block.shortcut, f"{prefix}_0"
-            for j, conv in enumerate(block.convs):
-                yield conv, f"{prefix}_{j + 1}"
+    transfer(tensors_of(source), resnet_moves(backbone, application=True), backbone.weights, source=name)

@@ -10,10 +10,13 @@ def features(size, dtype=tf.float32, channels=6):
     return tf.constant(np.random.default_rng(0).normal(size=(2, 3, size, size, channels)), dtype)
 
 
-@pytest.mark.parametrize("class_agnostic", [False, True])
-def test_box_head_harness(class_agnostic, tmp_path):
+@pytest.mark.parametrize(
+    "class_agnostic,convs",
+    [(False, {}), (True, {"depth": 1, "conv_depth": 2, "conv_channels": 8, "norm": "batch"})],
+)
+def test_box_head_harness(class_agnostic, convs, tmp_path):
     def make():
-        layer = BoxHead(4, 16, class_agnostic=class_agnostic)
+        layer = BoxHead(4, 16, class_agnostic=class_agnostic, **convs)
         layer.build(6)
         return layer
 

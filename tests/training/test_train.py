@@ -213,22 +213,29 @@ def test_loss_that_is_not_finite(here):
         assert all(np.isfinite(w).all() for w in weights_of(path))
 
 
-def test_init_from(here):
+def test_init_from(here, capsys):
     first = train(tiny(name="a", train__steps=2, evaluation__every=0))
     second = train(tiny(name="b", init_from="runs/a/model.keras", train__steps=2, train__learning_rate=1e-12))
     for a, b in zip(first.model.trainable_weights, second.model.trainable_weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-8)
     with pytest.raises(ConfigError, match="another architecture"):
         train(tiny(name="c", init_from="runs/a/model.keras", model__fpn__channels=24))
-    with pytest.raises(ValueError, match="has 2 classes .* but the model has 6"):
-        train(
-            tiny(
-                name="d",
-                init_from="runs/a/model.keras",
-                data__train={"classes": ["disc", "star"]},
-                data__val={"classes": ["disc", "star"]},
-            )
+    capsys.readouterr()
+    third = train(
+        tiny(
+            name="d",
+            init_from="runs/a/model.keras",
+            train__steps=2,
+            train__learning_rate=1e-12,
+            data__train={"classes": ["star", "disc"]},
+            data__val={"classes": ["star", "disc"]},
         )
+    )
+    printed = capsys.readouterr().out
+    assert "2 kept: " in printed and "0 new" in printed and "4 left out: ellipse, square" in printed
+    rows = [first.model.class_names.index(name) for name in third.model.class_names]
+    theirs, ours = (np.array(run.model.mask_head.kernel) for run in (first, third))
+    np.testing.assert_allclose(ours, theirs[rows], atol=1e-8)
 
 
 def test_accumulated_options_train(here):

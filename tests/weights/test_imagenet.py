@@ -4,7 +4,7 @@ import pytest
 from mrcnn_tf.layers.resnet import ResNet
 from mrcnn_tf.weights.imagenet import load_imagenet
 
-# That the copied weights give the features of keras.applications is shown in tests/layers/test_resnet.py.
+# That the copied weights give the features of keras.applications is shown in test_keras_models.py.
 
 
 def test_download_that_fails(monkeypatch):

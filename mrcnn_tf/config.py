@@ -173,7 +173,7 @@ class Model(Section):
     refining: Refining | None = None
     min_size: Count = 800
     max_size: Count = 1333
-    size_rule: Literal["round", "floor", "short_first"] = "round"
+    size_rule: Literal["round", "half_even", "floor", "short_first"] = "round"
     interpolation: Literal["bilinear", "pil"] = "bilinear"
     canvas: tuple[Count, Count] | None = None
     sampling_ratio: Natural = 2

@@ -48,9 +48,9 @@ def fit_size(height: int, width: int, min_size: int, max_size: int, rule: str = 
             min(min_size, round(max_size * short / long)) if long / short * min_size > max_size else min_size
         )
         new = [side if n == short else int(side * n / short) for n in (height, width)]
-    elif rule == "floor":
+    elif rule in ("floor", "half_even"):
         scale = min(min_size / short, max_size / long)
-        new = [int(n * scale) for n in (height, width)]
+        new = [int(n * scale) if rule == "floor" else round(n * scale) for n in (height, width)]
     else:
         exact = [min_size if n == short else min_size / short * n for n in (height, width)]
         shrink = max_size / max(exact) if max(exact) > max_size else 1.0

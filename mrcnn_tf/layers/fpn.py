@@ -56,13 +56,13 @@ class FPN(keras.layers.Layer):
             )
 
         self.laterals = [conv(f"lateral{level}", 1, norm if lateral_norm else None) for level in range(2, 6)]
-        # "conv" needs P5 before its norm and after, so there that norm stands apart. It could not be undone in P6's kernel
-        # either: its shift does not reach the zeros around the map, which P6's convolution reads, too.
+        # "conv" needs P5 before its norm and after, so there that norm stands apart. Multiplied into P5's convolution,
+        # it could not be undone in P6's: its shift does not reach the zeros around the map, which P6's reads, too.
         apart = coarsest == "conv"
         norms = (norm, norm, norm, None if apart else norm)
         self.outputs = [conv(f"output{level}", 3, own) for level, own in enumerate(norms, 2)]
         self.norm5: Any = make_norm(norm, channels, dtype=policy, name="norm5") if apart else None
-        self.output6 = conv("output6", 3, norm, strides=2, same_padding=True) if apart else None
+        self.output6: Any = conv("output6", 3, norm, strides=2, same_padding=True) if apart else None
 
     def build(self, channels: list[int]) -> None:
         """`channels`: of C2 to C5."""

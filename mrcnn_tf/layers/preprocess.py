@@ -5,7 +5,7 @@ from __future__ import annotations
 import keras
 import tensorflow as tf
 
-SIZE_RULES = ("round", "floor", "short_first")
+SIZE_RULES = ("round", "half_even", "floor", "short_first")
 INTERPOLATIONS = ("bilinear", "pil")
 
 
@@ -18,8 +18,9 @@ def resized_shape(
         height, width: the image's size in pixels, integers or integer tensors.
         min_size: wanted length of the shorter side, in pixels.
         max_size: bound on the longer side, in pixels.
-        rule: how lengths become whole: `"round"`, half up (detectron2); `"floor"` (torchvision); `"short_first"`:
-            the shorter side is settled first, the longer follows from it, rounded down (maskrcnn-benchmark).
+        rule: how lengths become whole: `"round"`, half up (detectron2); `"half_even"` (Model Garden); `"floor"`
+            (torchvision); `"short_first"`: the shorter side is settled first, the longer follows from it, rounded
+            down (maskrcnn-benchmark).
 
     Returns:
         int32 `[2]`: new height and width, each at least 1.
@@ -34,6 +35,8 @@ def resized_shape(
         new = tf.where(size == short, side, tf.floor(side * size / short))
     elif rule == "floor":
         new = tf.floor(size * tf.minimum(min_size / short, max_size / long))
+    elif rule == "half_even":
+        new = tf.round(size * tf.minimum(min_size / short, max_size / long))
     else:
         new = tf.where(size == short, tf.constant(min_size, tf.float64), min_size / short * size)
         largest = tf.reduce_max(new)

@@ -48,8 +48,8 @@ class MaskRCNN(keras.Model):
         min_size, max_size: images are resized so that the shorter side is `min_size` pixels, or less if the longer
             one would pass `max_size`.
         size_rule, interpolation: how that is rounded and resized, see `mrcnn_tf.layers.preprocess`.
-        canvas: height and width, multiples of 32, that every image is padded to when it is detected on; None: to the
-            next multiples of 32.
+        canvas: height and width, multiples of 32, that every image is padded to when it is detected on, and that boxes
+            may fill (Model Garden); None: the next multiples of 32, and boxes end where the image does.
         sampling_ratio, aligned, roi_align_backend: see `mrcnn_tf.ops.roi_align`.
         roi_end: pixels added to a box's bottom and right before RoIAlign; -1 in maskrcnn-benchmark, whose boxes
             include their last pixel everywhere else.
@@ -242,7 +242,8 @@ class MaskRCNN(keras.Model):
         """
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
         features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
-        boxes, scores, classes, _ = self.select(proposals, valid, class_logits, box_deltas, sizes)
+        limits = self.limits(inputs["images"], sizes)
+        boxes, scores, classes, _ = self.select(proposals, valid, class_logits, box_deltas, limits)
         mask_logits = self.mask_head(
             self.align(features, boxes, self.mask_head.roi_size), classes, training=training
         )
@@ -255,10 +256,17 @@ class MaskRCNN(keras.Model):
     ) -> tuple[list[tf.Tensor], tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """The pyramid; proposals `[B, N, 4]` and which are valid; the box head's logits and deltas for them."""
         features = self.pyramid(images, sizes, training)
-        logits, deltas = self.rpn(features)
-        proposals, _, valid = self.rpn.propose(logits, deltas, self.rpn.anchors(features), sizes)
+        logits, deltas = self.rpn(features, training=training)
+        limits = self.limits(images, sizes)
+        proposals, _, valid = self.rpn.propose(logits, deltas, self.rpn.anchors(features), limits)
         pooled = self.align(features, proposals, self.box_head.roi_size)
         return features, proposals, valid, *self.box_head(pooled, training=training)
+
+    def limits(self, images: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
+        """Height and width that boxes are clipped to, `[B, 2]`: the images' `sizes`, or their canvas; see `canvas`."""
+        if self.canvas is None:
+            return sizes
+        return tf.zeros_like(sizes) + tf.cast(tf.shape(images)[1:3], tf.float32)
 
     def align(self, features: list[tf.Tensor], boxes: tf.Tensor, size: int) -> tf.Tensor:
         """RoI features `[B, N, size, size, C]`."""
@@ -339,7 +347,7 @@ class MaskRCNN(keras.Model):
         sizes = tf.cast(batch["image_sizes"], tf.float32)
         images = tf.cast(tf.shape(ids)[0], tf.float32)
         features = self.pyramid(batch["images"], sizes, training=True)
-        logits, deltas = self.rpn(features)
+        logits, deltas = self.rpn(features, training=True)
         level_anchors = self.rpn.anchors(features)
         anchors = tf.concat(level_anchors, 0)
         index, positive, valid, matched = targets.anchor_targets(
@@ -357,7 +365,8 @@ class MaskRCNN(keras.Model):
         cost = box_cost(deltas_of, tf.gather(anchors, index), goal, **self.rpn_box_loss)
         rpn_box = masked_sum(cost, positive) / count
 
-        proposals, _, proposal_valid = self.rpn.propose(logits, deltas, level_anchors, sizes, training=True)
+        limits = self.limits(batch["images"], sizes)
+        proposals, _, proposal_valid = self.rpn.propose(logits, deltas, level_anchors, limits, training=True)
         rois = targets.roi_targets(
             proposals, proposal_valid, truth, seed=targets.seeds(step, ids, 1), **self.roi_sampling
         )

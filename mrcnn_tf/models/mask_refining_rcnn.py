@@ -115,6 +115,7 @@ class MaskRefiningRCNN(MaskRCNN):
         """Detects; arguments and results are those of `MaskRCNN.call`."""
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
         features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
+        sizes = self.limits(inputs["images"], sizes)
         boxes, classes, valid, row = self.boxes_to_refine(proposals, valid, class_logits, box_deltas, sizes)
         class_logits = tf.gather(class_logits, row, batch_dims=1)
 

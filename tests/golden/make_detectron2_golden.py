@@ -66,6 +66,7 @@ from drawn import draw, picture, sample
 CONFIGS = {
     "r50": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml",
     "x101": "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml",
+    "dconv": "Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml",
 }
 SIZE, OUTPUT_SIZE = (450, 611), (233, 317)  # padded to 480 x 640: P5 is 15 x 20, P6 8 x 10
 PROPOSALS, DETECTIONS, THRESHOLD = 200, 30, 0.05
@@ -362,7 +363,10 @@ def main() -> None:
         assert all(np.array_equal(again[name], out[name]) for name in out), (
             "the files do not reproduce the outputs"
         )
-        np.savez(args.out / "outputs.npz", image=image, **out, **whole_values, **resizes(args.seed))
+        about = np.array(json.dumps(info))
+        np.savez(
+            args.out / "outputs.npz", info=about, image=image, **out, **whole_values, **resizes(args.seed)
+        )
         (args.out / "info.json").write_text(json.dumps(info, indent=1) + "\n")
         print(f"wrote {args.out}")
     print(json.dumps({"detections": len(out["boxes"]), "margins": info["margins"]}, indent=1))

@@ -165,6 +165,8 @@ def main() -> None:
         "min_size": shorter,
         "max_size": longest,
         "proposals_kept": options.proposals,
+        "size": [height, width],
+        "shapes": json.dumps({name: list(value.shape) for name, value in out.items()}),
         "torchvision": torchvision.__version__,
         "state": json.dumps({name: list(value.shape) for name, value in model.state_dict().items()}),
         "adjusted": list(adjust),
@@ -176,11 +178,10 @@ def main() -> None:
         np.savez(options.out / "stages.npz", **out, **about)
     if options.golden:
         small = {name: value if name in WHOLE else sample(value) for name, value in out.items()}
-        small["shapes"] = json.dumps({name: list(value.shape) for name, value in out.items()})
         # The picture and a classifier's input follow from their seeds.
         for name in ("image", "input"):
             small.pop(name, None)
-        np.savez_compressed(options.golden, size=[height, width], **small, **about)
+        np.savez_compressed(options.golden, **small, **about)
     print(options.model, {name: value.shape for name, value in out.items()})
     if "scores" in out:
         print(len(out["scores"]), "detections", out["scores"][:5], np.unique(out["labels"]).size, "classes")

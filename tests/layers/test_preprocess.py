@@ -29,6 +29,10 @@ def test_resized_shape(size, expected):
         ((427, 641), "short_first", (800, 1200)),
         ((333, 1000), "floor", (443, 1333)),  # 443.9 and 1333
         ((333, 1000), "short_first", (444, 1333)),  # 443.9 rounds first, then 444 * 1000 / 333 = 1333.3
+        ((1365, 2134), "half_even", (800, 1251)),
+        ((1599, 2666), "half_even", (800, 1333)),  # 799.5
+        ((1597, 2666), "half_even", (798, 1333)),  # 798.5
+        ((1597, 2666), "round", (799, 1333)),
         ((3, 62), "round", (64, 1333)),  # 64.5 but for the last bit, as detectron2 has it
     ],
 )

@@ -30,8 +30,9 @@ def resized_shape(
     size = tf.cast(tf.stack([height, width]), tf.float64)
     short, long = tf.reduce_min(size), tf.reduce_max(size)
     if rule == "short_first":
-        bounded = tf.minimum(float(min_size), tf.round(max_size * short / long))
-        side = tf.where(long / short * min_size > max_size, bounded, tf.constant(min_size, tf.float64))
+        wanted = tf.constant(min_size, tf.float64)
+        bounded = tf.minimum(wanted, tf.round(max_size * short / long))
+        side = tf.where(long / short * min_size > max_size, bounded, wanted)
         new = tf.where(size == short, side, tf.floor(side * size / short))
     elif rule == "floor":
         new = tf.floor(size * tf.minimum(min_size / short, max_size / long))

@@ -38,6 +38,8 @@ def test_resized_shape(size, expected):
 )
 def test_size_rules(size, rule, expected):
     assert tuple(resized_shape(*size, 800, 1333, rule).numpy()) == expected
+    in_graph = tf.function(lambda h, w: resized_shape(h, w, 800, 1333, rule))
+    assert tuple(in_graph(*map(tf.constant, size)).numpy()) == expected
 
 
 def test_pil_resize_averages_when_it_shrinks():

@@ -3,10 +3,12 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mrcnn_tf.build import build_model
+from mrcnn_tf.config import _merge, make_config
 from mrcnn_tf.models.mask_rcnn import MaskRCNN, box_cost
 from mrcnn_tf.models.targets import roi_targets, truth_of
 from tests.harness import POLICIES, check_model, jittered
-from tests.tiny import CLASSES, make_batch, make_model
+from tests.tiny import CLASSES, CONFIG, make_batch, make_model
 
 
 @pytest.fixture(scope="module")
@@ -27,6 +29,44 @@ def test_saving_precision_and_gradients(policy, tmp_path):
     model.set_weights(jittered(model))
     loaded = check_model(model, make_batch(), tmp_path / "m.keras")
     assert loaded.class_names == CLASSES and loaded.category_ids == [3, 5, 7, 11, 13, 90]
+
+
+# What other projects' weights need; that the numbers are theirs is shown in tests/weights/.
+CONVENTIONS = {
+    "torchvision": {"aligned": False, "size_rule": "floor", "rpn": {"anchor_rounding": "torchvision"}},
+    "detectron2": {"interpolation": "pil", "sampling_ratio": 0},
+    "maskrcnn-benchmark": {
+        "roi_end": -1.0,
+        "size_rule": "short_first",
+        "rpn": {"anchor_rounding": "detectron"},
+    },
+    "model-garden": {
+        "canvas": [64, 96],
+        "roi_shift": 0.5,
+        "roi_levels": 5,
+        "sampling_ratio": 1,
+        "rpn": {"norm": "frozen_batch"},
+        "fpn": {"norm": "frozen_batch", "lateral_norm": False, "coarsest": "conv"},
+    },
+}
+
+
+@pytest.mark.parametrize("project", CONVENTIONS)
+def test_conventions_of_other_projects_save_train_and_detect(project, tmp_path):
+    keras.utils.set_random_seed(0)
+    section = _merge(CONFIG["model"], CONVENTIONS[project])
+    section |= {"score_threshold": 0.0, "rpn_samples": 2000, "roi_samples": 64}
+    config = make_config({"model": section, "data": {"canvas": [64, 64]}})
+    model = build_model(config, CLASSES, range(1, 7))
+    model.set_weights(jittered(model))
+    loaded = check_model(model, make_batch(), tmp_path / "m.keras")
+    image = np.random.default_rng(0).integers(0, 256, (41, 60, 3), np.uint8)
+    found, again = model.detect(image), loaded.detect(image)
+    assert len(found.scores) > 0
+    np.testing.assert_array_equal(found.boxes, again.boxes)
+    # Model Garden's boxes may fill the canvas, the others' end with the image.
+    limit = np.array([64, 96, 64, 96]) / 64 * 60 if project == "model-garden" else np.array([41, 60, 41, 60])
+    assert (found.boxes >= 0).all() and (found.boxes <= limit + 1e-3).all()
 
 
 def test_outputs(model):

@@ -17,6 +17,7 @@ _PUBLIC = {
     "Detections": "mrcnn_tf.models.detections",
     "MaskRCNN": "mrcnn_tf.models.mask_rcnn",
     "MaskRefiningRCNN": "mrcnn_tf.models.mask_refining_rcnn",
+    "import_model": "mrcnn_tf.importer",
     "load_model": "mrcnn_tf.training.checkpoints",
     "train": "mrcnn_tf.training.train",
 }

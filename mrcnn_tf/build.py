@@ -89,6 +89,13 @@ def build_datasets(config: Config) -> tuple[CocoDataset, CocoDataset | None]:
     return train, val
 
 
+def validation_set(config: Config) -> CocoDataset | None:
+    """The validation set alone; errors as in `build_datasets`."""
+    if config.data.generated is not None:
+        return build_datasets(config)[1]
+    return open_dataset(config.data.val, config.seed) if config.data.val.annotations else None
+
+
 def open_dataset(source: DataSource, seed: int) -> CocoDataset:
     """The data set of a section.
 

@@ -8,9 +8,13 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from mrcnn_tf.allocator import keep_memory
-from mrcnn_tf.config import Published
+
+if TYPE_CHECKING:
+    from mrcnn_tf.config import Published
+    from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 SOURCES = ("torchvision", "detectron2", "maskrcnn-benchmark", "model-garden", "keras")
 DESCRIPTION = "Mask R-CNN and Mask Refining R-CNN for Keras 3 on TensorFlow."
@@ -264,14 +268,14 @@ def run_evaluate(options: argparse.Namespace) -> int:
 
     dataset: CocoDataset | None = None
     if options.config:
-        from mrcnn_tf.build import build_datasets
+        from mrcnn_tf.build import validation_set
         from mrcnn_tf.config import load_config
 
         config = load_config(options.config, options.overrides)
         model = load_model(options.model or config.run_folder / "model.keras")
         max_detections = tuple(options.max_detections or config.evaluation.max_detections)
         if not options.annotations:
-            dataset = build_datasets(config)[1]
+            dataset = validation_set(config)
     elif options.model:
         model = load_model(options.model)
     else:
@@ -419,10 +423,25 @@ def run_import(options: argparse.Namespace) -> int:
         allow_unexpected=options.allow_unexpected,
     )
     save_aside(model, target)
-    save_text(target.with_suffix(".report.txt"), str(report))
+    save_text(target.with_suffix(".report.txt"), f"{assumed(model)}\n{report}")
     print(report.summary())
+    print(assumed(model))
     print(f"written to {target}; {target.with_suffix('.report.txt').name} has a line for every tensor")
     return 0
+
+
+def assumed(model: MaskRCNN) -> str:
+    """What an imported model is, names and shapes of tensors or not."""
+    pixels, settings = model.normalize, model.settings
+    canvas = f", on {model.canvas[0]} x {model.canvas[1]}" if model.canvas else ""
+    epsilon = model.backbone.stem.epsilon
+    return (
+        f"ResNet-{model.backbone.depth}-FPN, dialect {model.backbone.dialect}, epsilon {epsilon:g}, "
+        f"{len(model.class_names)} classes\n"
+        f"images of {model.min_size} pixels, at most {model.max_size}{canvas}; {'BGR' if pixels.bgr else 'RGB'} less "
+        f"{list(pixels.mean)} over {list(pixels.std)}\n"
+        f"RoIAlign aligned {settings['aligned']}, sampling_ratio {settings['sampling_ratio']}"
+    )
 
 
 def run_build_ops(options: argparse.Namespace) -> int:

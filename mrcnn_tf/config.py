@@ -60,6 +60,11 @@ class Backbone(Section):
             need(not given or self.depth >= 50, key, f"needs depth 50, 101 or 152, not {self.depth}")
         inner = self.width * self.width_per_group // 64 * self.groups
         need(inner >= 1, "width_per_group", f"is {self.width_per_group}, too few at width {self.width}")
+        need(
+            not self.deformable or self.dialect != "model_garden",
+            "deformable",
+            "stages do not go with dialect model_garden",
+        )
         need(not self.modulated or bool(self.deformable), "modulated", "acts only with deformable stages")
         need(self.weights is None or plain, "weights", "imagenet are those of ResNets, not of ResNeXts")
         return self
@@ -108,6 +113,11 @@ class BoxHeadConfig(Section):
     conv_depth: Natural = 0
     conv_channels: Count = 256
     norm: Norm = None
+
+    @model_validator(mode="after")
+    def _agree(self) -> BoxHeadConfig:
+        need(self.norm is None or self.conv_depth > 0, "norm", "acts only with conv_depth of 1 or more")
+        return self
 
 
 class MaskHeadConfig(Section):
@@ -218,6 +228,23 @@ class Model(Section):
             "backbone.weights",
             "imagenet are those of keras.applications: they need backbone.dialect keras (and depth 50, 101 or 152)",
         )
+        adaptive = self.sampling_ratio == 0
+        need(
+            not adaptive or self.roi_align_backend in ("auto", "sparse"),
+            "sampling_ratio",
+            f"is 0, which roi_align_backend {self.roi_align_backend} does not have; take auto or sparse",
+        )
+        need(
+            not adaptive or self.refining is None or not self.refining.shape_aware,
+            "sampling_ratio",
+            "is 0, which Shape-aware RoIAlign does not have; take 1 or more, or refining.shape_aware=false",
+        )
+        if self.canvas is not None:
+            need(
+                all(side % 32 == 0 for side in self.canvas),
+                "canvas",
+                f"is {self.canvas}; sides must be multiples of 32",
+            )
         need(
             self.min_proposals == 0 or self.proposal_source == "truth",
             "min_proposals",
@@ -321,7 +348,7 @@ class Train(Section):
         need(
             self.warmup_steps < self.steps,
             "warmup_steps",
-            f"is {self.warmup_steps}, not below steps {self.steps}",
+            f"is {self.warmup_steps}, not below steps {self.steps}; lower the first or raise the second",
         )
         return self
 
@@ -371,6 +398,11 @@ class Config(Section):
     @model_validator(mode="after")
     def _agree(self) -> Config:
         longest, shortest = max(self.data.canvas), min(self.data.canvas)
+        need(
+            self.model.canvas is None or self.model.canvas == self.data.canvas,
+            "data.canvas",
+            f"is {self.data.canvas}, but model.canvas is {self.model.canvas}: training must see what the model sees",
+        )
         if self.data.scale_jitter is None:
             sizes = self.data.min_sizes or [self.model.min_size]
             # The canvas must hold what the resize rule gives; the rule caps the longer side at max_size.

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
 from mrcnn_tf.build import build_model
 from mrcnn_tf.config import load_config, make_config, override
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.tables import some
 from mrcnn_tf.weights import detectron2, keras_models, maskrcnn_benchmark, model_garden, torchvision
-from mrcnn_tf.weights.coco_classes import COCO_80, coco_classes
+from mrcnn_tf.weights.coco_classes import coco_classes
 from mrcnn_tf.weights.files import read_tensors
 from mrcnn_tf.weights.transfer import LoadReport, transfer
 
@@ -51,27 +52,51 @@ def import_model(
             no name for each class. `ConfigError` for the config.
     """
     name = Path(path).name
+    if source not in SOURCES:
+        raise ValueError(f"source is {source!r}; it must be one of {', '.join(SOURCES)}")
+    strange = [text for text in overrides if not text.startswith("model.")]
+    if strange:
+        raise ValueError(f"{strange[0]}: only keys of the model can be set here, such as model.min_size=640")
     reader = SOURCES[source]
     tensors = reader.tidy(getattr(reader, "read", read_tensors)(path))
     if not reader.recognised(tensors):
         fits = [other for other, module in SOURCES.items() if module.recognised(module.tidy(tensors))]
         hint = f"; try --from {fits[0]}" if fits else f"; it holds {', '.join(list(tensors)[:3])}, ..."
         raise ValueError(f"{path}: has no names of {source}'s Mask R-CNN or ResNets{hint}")
+    try:
+        # Names of a part that is missing are looked up by their full name.
+        section, count = reader.settings(tensors), reader.class_count(tensors)
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: has no tensor {error.args[0]}, so it is not a whole Mask R-CNN with a feature pyramid"
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
     if config is not None:
         chosen = load_config(config, list(overrides))
+        for key in ("depth", "groups"):
+            theirs, ours = section["backbone"].get(key, 1), getattr(chosen.model.backbone, key)
+            if theirs != ours:
+                raise ValueError(
+                    f"{path}: its backbone has {key} {theirs}, but {config} says {ours}; leave --config out"
+                )
     else:
-        try:
-            section = reader.settings(tensors)
-        except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+        values = override({"model": section}, list(overrides))
         # Nothing is trained here; a config's canvas for that must hold images of the model's size, whatever it is.
-        values = {"model": section, "data": {"canvas": [2**15, 2**15]}}
-        chosen = make_config(override(values, list(overrides)), source=name)
-    ids, names = class_list(path, reader.class_count(tensors), classes)
+        canvas = values["model"].get("canvas") or [2**15, 2**15]
+        chosen = make_config({**values, "data": {"canvas": canvas}}, source=name)
+    ids, names = class_list(path, count, classes)
     model = build_model(chosen, names, ids)
+    try:
+        moves = reader.moves(model, tensors)
+    except (ValueError, KeyError) as error:
+        raise ValueError(
+            f"{path}: is of another architecture than the config or the overrides say ({error}); leave those out, or "
+            "give the file's own"
+        ) from None
     report = transfer(
         tensors,
-        reader.moves(model, tensors),
+        moves,
         model.weights,
         source=name,
         ignored=reader.ignored,
@@ -86,20 +111,28 @@ def class_list(
 ) -> tuple[list[int], list[str]]:
     """Id and name of each class of a file's model; errors as in `import_model`. `count`: None where any will do."""
     if classes is None:
-        known: Mapping[int, str] | None = COCO_80 if count is None else coco_classes(count)
+        known = {1: "none yet"} if count is None else coco_classes(count)
         if known is None:
             raise ValueError(
                 f"{path}: has {count} classes, which are not COCO's; give their names with --classes, a text file with "
                 "a name a line, or the annotation file that it was trained on"
             )
         return list(known), list(known.values())
-    text = Path(classes).read_text(encoding="utf-8")
-    if text.lstrip().startswith("{"):
-        categories = sorted(json.loads(text).get("categories", []), key=lambda category: category["id"])
-        ids, names = [c["id"] for c in categories], [c["name"] for c in categories]
-    else:
-        names = [line.strip() for line in text.splitlines() if line.strip()]
-        ids = list(range(1, len(names) + 1))
-    if count is not None and len(names) != count:
-        raise ValueError(f"{classes}: names {len(names)} classes, but {path} has {count}")
+    try:
+        text = Path(classes).read_text(encoding="utf-8")
+        if text.lstrip().startswith(("{", "[")):
+            categories = sorted(json.loads(text)["categories"], key=lambda category: category["id"])
+            ids, names = [c["id"] for c in categories], [c["name"] for c in categories]
+        else:
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+            ids = list(range(1, len(names) + 1))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{classes}: is neither a text file with a class's name a line nor a COCO annotation file ({error!r})"
+        ) from None
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise ValueError(f"{classes}: names {some(twice)} twice")
+    if not names or (count is not None and len(names) != count):
+        raise ValueError(f"{classes}: names {len(names)} classes, but {path} has {count or 'some'}")
     return ids, names

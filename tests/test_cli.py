@@ -180,15 +180,24 @@ def test_mistakes(made, tmp_path, capsys):
     assert str(tmp_path / "x") in missing
 
 
-def test_another_class_count(made, tmp_path, capsys):
+def test_other_classes(made, tmp_path, capsys):
+    """A data set may have fewer classes than the model, in another order, but none that it does not know."""
     model, annotations, images = made
     data = json.loads(annotations.read_text())
-    data["categories"] = data["categories"][:2]
-    data["annotations"] = [a for a in data["annotations"] if a["category_id"] <= data["categories"][-1]["id"]]
+    data["categories"] = data["categories"][1::-1]
+    kept = [category["id"] for category in data["categories"]]
+    data["annotations"] = [a for a in data["annotations"] if a["category_id"] in kept]
     path = tmp_path / "two.json"
     path.write_text(json.dumps(data))
+    arguments = ["evaluate", "--model", model, "--annotations", path, "--images", images, "--out", tmp_path]
+    assert main([str(a) for a in arguments]) == 0
+    found = json.loads((tmp_path / "predictions.json").read_text())
+    assert {entry["category_id"] for entry in found} <= set(kept)
+    capsys.readouterr()
+    data["categories"][0]["name"] = "hexagon"
+    path.write_text(json.dumps(data))
     message = error_of(capsys, "evaluate", "--model", model, "--annotations", path, "--images", images)
-    assert "two.json: has 2 classes" in message and "the model has 6" in message
+    assert "two.json: has classes that the model does not know (hexagon)" in message
 
 
 def test_corrupt_image_while_evaluating(made, tmp_path, capsys):

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mrcnn_tf import cli
 from mrcnn_tf.build import build_model
 from mrcnn_tf.cli import main
 from mrcnn_tf.config import make_config
-from mrcnn_tf.importer import import_model
+from mrcnn_tf.importer import SOURCES, import_model
 from mrcnn_tf.training.checkpoints import load_model
 from mrcnn_tf.weights import detectron2, maskrcnn_benchmark, torchvision
 from tests.golden.drawn import draw
@@ -93,7 +94,8 @@ def test_command(here, weights, capsys):
     assert "left out    extra (nothing in the model takes it)" in report
     assert any(line.startswith("loaded      backbone.body.conv1.weight -> res_net") for line in report)
     assert any("x, y, width, height to y, x, height, width, without background" in line for line in report)
-    assert len(report) == 2 + len(weights) + 1  # a line for every tensor, and the summary
+    assert report[0] == "ResNet-18-FPN, dialect torchvision, epsilon 0.001, 3 classes"
+    assert len(report) == 3 + 2 + len(weights) + 1  # what it is, the summary, a line for every tensor
     model = load_model("m.keras")
     assert model.class_names == ["cell", "nucleus", "mitosis"] and model.category_ids == [1, 2, 3]
     assert (model.min_size, model.backbone.epsilon, model.backbone.depth) == (320, 0.001, 18)
@@ -155,7 +157,8 @@ def test_what_does_not_fit(here, weights, change, message):
 
 
 def test_missing_weights_may_be_initialised(here, weights):
-    np.savez("m.npz", **{k: v for k, v in weights.items() if "mask" not in k})
+    keep = "mask_fcn_logits"
+    np.savez("m.npz", **{k: v for k, v in weights.items() if "mask" not in k or keep in k})
     with pytest.raises(ValueError, match=r"has no tensor roi_heads\.mask"):
         import_model("m.npz", "torchvision", classes="names.txt", overrides=["model.mask_head.depth=1"])
     model, report = import_model(
@@ -178,6 +181,65 @@ def test_classes(here, weights):
     (here / "truth.json").write_text(json.dumps({"images": [], "annotations": [], "categories": categories}))
     model = import_model("m.npz", "torchvision", classes="truth.json")[0]
     assert (model.class_names, model.category_ids) == (["y", "x", "z"], [4, 7, 9])
+
+
+@pytest.mark.parametrize(
+    "text,message",
+    [
+        ('{"categories": [{"name": "a"}]}', "is neither a text file .*KeyError\\('id'\\)"),
+        ('["a", "b", "c"]', "is neither a text file"),
+        ('{"categories": ', "is neither a text file .*JSONDecodeError"),
+        ("a\nb\na\n", "names a twice"),
+        ("\n", r"names 0 classes, but m\.npz has 3"),
+    ],
+)
+def test_bad_class_files(here, weights, text, message):
+    np.savez("m.npz", **weights)
+    (here / "classes").write_text(text)
+    with pytest.raises(ValueError, match="classes: " + message):
+        import_model("m.npz", "torchvision", classes="classes")
+
+
+@pytest.mark.parametrize("project", ["torchvision", "detectron2"])
+def test_other_detectors_are_refused(here, weights, project):
+    """Faster R-CNN of torchvision; Faster, Cascade and Keypoint R-CNN of detectron2."""
+    if project == "torchvision":
+        np.savez("m.npz", **{name: value for name, value in weights.items() if "mask" not in name})
+        with pytest.raises(ValueError, match=r"m\.npz: has no mask head, so it is not a Mask R-CNN"):
+            import_model("m.npz", project, classes="names.txt")
+        return
+    body = {"backbone.bottom_up.stem.conv1.weight": np.zeros((64, 3, 7, 7), np.float32)}
+    scores = {"roi_heads.box_predictor.cls_score.weight": np.zeros((81, 1024), np.float32)}
+    for extra, message in (
+        ({}, "has no roi_heads.box_predictor.cls_score, so it is not a Mask R-CNN"),
+        (scores, "has no roi_heads.mask_head.predictor, so it is not a Mask R-CNN"),
+        ({"roi_heads.box_predictor.0.cls_score.weight": np.zeros(1)}, "a Cascade R-CNN"),
+    ):
+        np.savez("m.npz", **body, **extra)
+        with pytest.raises(ValueError, match=message):
+            import_model("m.npz", project)
+
+
+def test_overrides_that_do_not_fit(here, weights):
+    np.savez("m.npz", **weights)
+    options = {"classes": "names.txt"}
+    for overrides, message in (
+        (
+            ["model.backbone.norm=null"],
+            "another architecture .* has a norm backbone.body.bn1, the model has none",
+        ),
+        (["model.backbone.depth=34"], "has no tensor backbone.body.layer1.2"),
+        (["precision=mixed_bfloat16"], "precision=mixed_bfloat16: only keys of the model"),
+        (["model.backbone.depht=34"], "model.backbone.depht: unknown key"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            import_model("m.npz", "torchvision", overrides=overrides, **options)
+    with pytest.raises(ValueError, match="source is 'mmdet'; it must be one of torchvision"):
+        import_model("m.npz", "mmdet", **options)
+
+
+def test_the_command_offers_what_can_be_read():
+    assert tuple(SOURCES) == cli.SOURCES
 
 
 def test_the_wrong_project_is_named(here, weights):
@@ -269,8 +331,8 @@ def test_detectron2_settings_follow_from_the_tensors():
     assert found["mask_head"] == {"depth": 1, "norm": None, "class_agnostic": False}
 
 
-def test_class_agnostic_and_deformable_detectron2_models_load(here):
-    """Names and shapes alone; what deformable convolution computes is tested with the layer."""
+def test_names_of_class_agnostic_and_deformable_detectron2_models():
+    """What deformable convolution computes is tested with the layer."""
     section = {
         "backbone": {"depth": 50, "deformable": [5], "modulated": True},
         "box_head": {"class_agnostic": True, "conv_depth": 1, "depth": 1, "norm": "group"},
@@ -296,7 +358,7 @@ def test_reader_of_backbones_keeps_the_heads_fresh(here, weights):
     body = {k.removeprefix("backbone.body."): v for k, v in weights.items() if k.startswith("backbone.body.")}
     np.savez("r18.npz", **body, **{"fc.weight": np.zeros((3, 512)), "fc.bias": np.zeros(3)})
     model, report = import_model("r18.npz", "torchvision")
-    assert set(report.left_out) == {"fc.weight", "fc.bias"} and len(model.class_names) == 80
+    assert set(report.left_out) == {"fc.weight", "fc.bias"} and model.class_names == ["none yet"]
     assert len(report.loaded) == len(body)
     kernel = tf.convert_to_tensor(model.backbone.stem.kernel)
     np.testing.assert_array_equal(kernel, body["conv1.weight"].transpose(2, 3, 1, 0))

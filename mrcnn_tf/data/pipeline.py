@@ -140,6 +140,7 @@ def evaluation_batches(
     size_rule: str = "round",
     interpolation: str = "bilinear",
     multiple: int = 32,
+    turn: bool = True,
     num_parallel_calls: int | None = None,
     prefetch: int = 2,
 ) -> tf.data.Dataset:
@@ -152,7 +153,7 @@ def evaluation_batches(
             others. None: each batch is padded to a multiple of `multiple` that holds its largest image.
         min_size, max_size: lengths of the shorter and at most of the longer side.
         size_rule, interpolation: see `mrcnn_tf.layers.preprocess`.
-        multiple: see `canvas`.
+        multiple, turn: see `canvas`; without `turn` images that it does not suit are made smaller instead.
         num_parallel_calls, prefetch: as in `training_batches`.
 
     Returns:
@@ -160,7 +161,7 @@ def evaluation_batches(
         int32 `[B, 2]`. The order is that of the data set, except as said above.
     """
     _check(dataset, batch_size, canvas or (multiple, multiple), (min_size,), max_size, None, None, 1)
-    turned = _turned(dataset, canvas) if canvas else np.zeros(len(dataset), bool)
+    turned = _turned(dataset, canvas) if canvas and turn else np.zeros(len(dataset), bool)
     order = np.argsort(turned, kind="stable")
     room = canvas or (2**30, 2**30)
 

@@ -91,6 +91,7 @@ def detections_of(
         size_rule=model.size_rule,
         interpolation=model.interpolation,
         canvas=model.canvas,
+        turn=False,
     ).take(-(-count // batch_size))
     index = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
     with tqdm(

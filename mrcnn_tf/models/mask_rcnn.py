@@ -25,13 +25,13 @@ from mrcnn_tf.ops.roi_align import assign_levels, roi_align
 class FirstStage(NamedTuple):
     """What a training step of Mask R-CNN leaves for a second look at its RoIs.
 
-    `features`: the pyramid; `truth`, `sizes`: the batch's; `rois`: those sampled; `class_logits [B, N, K + 1]` and
-    `box_deltas [B, N, K or 1, 4]`: the box head's for them.
+    `features`: the pyramid; `truth`: the batch's; `limits`: of boxes, see `MaskRCNN.limits`; `rois`: those sampled;
+    `class_logits [B, N, K + 1]` and `box_deltas [B, N, K or 1, 4]`: the box head's for them.
     """
 
     features: list[tf.Tensor]
     truth: targets.Truth
-    sizes: tf.Tensor
+    limits: tf.Tensor
     rois: targets.RoIs
     class_logits: tf.Tensor
     box_deltas: tf.Tensor
@@ -136,6 +136,8 @@ class MaskRCNN(keras.Model):
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+        if canvas is not None and any(side % 32 for side in canvas):
+            raise ValueError(f"canvas is {list(canvas)}; its sides must be multiples of 32")
         self.class_names = list(class_names)
         self.category_ids = list(category_ids or range(1, len(class_names) + 1))
         self.settings = {**settings, "class_names": self.class_names, "category_ids": self.category_ids}
@@ -387,7 +389,7 @@ class MaskRCNN(keras.Model):
             "roi_positives": global_sum(count_of(rois.positive)) / images,
         }
         values = (rpn_class, rpn_box, classification, box, mask)
-        stage = FirstStage(features, truth, sizes, rois, class_logits, box_deltas)
+        stage = FirstStage(features, truth, limits, rois, class_logits, box_deltas)
         return dict(zip(MaskRCNN.LOSSES, values, strict=True)), figures, stage
 
     def first_rois(self, rois: targets.RoIs) -> targets.RoIs:
@@ -470,6 +472,10 @@ class MaskRCNN(keras.Model):
         """`[..., h, w, 3]` -> the same at the size that the model wants, float32, and that size, int32 `[2]`."""
         shape = tf.shape(images)
         size = resized_shape(shape[-3], shape[-2], self.min_size, self.max_size, self.size_rule)
+        if self.canvas is not None:  # made smaller where it would not fit, as the data pipeline does
+            room = tf.reduce_min(tf.constant(self.canvas, tf.float64) / tf.cast(shape[-3:-1], tf.float64))
+            smaller = tf.cast(tf.cast(shape[-3:-1], tf.float64) * room, tf.int32)
+            size = tf.where(tf.reduce_all(size <= self.canvas), size, tf.maximum(smaller, 1))
         return resize(images, size, self.interpolation), size
 
     def canvas_for(self, size: tf.Tensor) -> tf.Tensor:

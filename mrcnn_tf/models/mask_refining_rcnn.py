@@ -74,6 +74,10 @@ class MaskRefiningRCNN(MaskRCNN):
             raise ValueError(
                 "refine_classes, refine_boxes and refine_masks are all false; use MaskRCNN instead"
             )
+        if shape_aware and kwargs.get("sampling_ratio", 2) == 0:
+            raise ValueError(
+                "shape_aware needs a sampling_ratio of 1 or more: its maps are read on one grid of samples"
+            )
         self.settings = {
             **self.settings,
             "shape_aware": shape_aware,
@@ -204,7 +208,7 @@ class MaskRefiningRCNN(MaskRCNN):
         best = tf.argmax(first.class_logits[..., 1:], -1, output_type=tf.int32) + 1
         classes = tf.where(rois.classes > 0, rois.classes, best)
         boxes = box_ops.decode(deltas_of_class(first.box_deltas, classes), rois.boxes, self.box_weights)
-        boxes = tf.stop_gradient(box_ops.clip(boxes, first.sizes))
+        boxes = tf.stop_gradient(box_ops.clip(boxes, first.limits))
         sampling = {**self.roi_sampling, "source": "rpn", "count": self.refining_samples}
         seed = targets.seeds(step, batch["image_ids"], 2)
         again = targets.roi_targets(boxes, rois.valid, truth, seed=seed, **sampling)
@@ -225,7 +229,7 @@ class MaskRefiningRCNN(MaskRCNN):
             boxes = masked.boxes
             if self.refine_boxes:
                 deltas = deltas_of_class(box_deltas[:, :count], masked.classes)
-                boxes = box_ops.clip(box_ops.decode(deltas, boxes, self.box_weights), first.sizes)
+                boxes = box_ops.clip(box_ops.decode(deltas, boxes, self.box_weights), first.limits)
             boxes = tf.stop_gradient(boxes)
             pooled = self.align(first.features, boxes, self.refining_mask_head.roi_size)
             mask_logits = self.refining_mask_head(pooled, hidden[:, :count], masked.classes, training=True)

@@ -28,8 +28,8 @@ def save_aside(model: keras.Model, path: Path) -> Path:
         aside.unlink(missing_ok=True)
         # h5py and zipfile report a full disk in words of their own.
         raise OSError(
-            f"{path}: could not be saved ({error}); free some disk space, then go on with --resume. "
-            "Earlier checkpoints are untouched"
+            f"{path}: could not be saved ({error}); free some disk space and try again, a training with --resume. "
+            "What was there before is untouched"
         ) from error
     return path
 
@@ -121,6 +121,10 @@ def load_model(path: str | Path) -> keras.Model:
         )
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such model file")
+    if path.suffix in (".pth", ".pt", ".pkl", ".safetensors", ".npz", ".h5"):
+        raise ValueError(
+            f"{path}: is not a `.keras` file; `mrcnn import {path.name} --from ...` makes one of it"
+        )
     # Imported for their registration: Keras finds classes by their registered names.
     import mrcnn_tf.models.mask_refining_rcnn  # noqa: F401
     from mrcnn_tf.models.mask_rcnn import MaskRCNN

@@ -25,9 +25,11 @@ def summary(
     names = ", ".join(train_set.class_names[:8]) + (", ..." if train_set.num_classes > 8 else "")
     trainable = sum(int(np.prod(w.shape)) for w in model.trainable_weights)
     kind = "MR R-CNN" if isinstance(model, MaskRefiningRCNN) else "Mask R-CNN"
+    backbone = f"{'ResNeXt' if model.backbone.groups > 1 else 'ResNet'}-{model.backbone.depth}"
+    backbone = f"deformable {backbone}" if model.backbone.deformable else backbone
     epochs = settings.steps * settings.batch_size / len(train_set)
     lines = [
-        f"{config.name}: {kind}, ResNet-{model.backbone.depth}-FPN, {config.precision}, {replicas} device(s)",
+        f"{config.name}: {kind}, {backbone}-FPN, {config.precision}, {replicas} device(s)",
         f"train      {len(train_set)} images, {int(train_set.instance_counts.sum())} instances",
     ]
     if val_set is not None:
@@ -83,13 +85,15 @@ def training_memory(config: Config, model: MaskRCNN, replicas: int) -> float:
     rois = model.roi_sampling["count"]
     positives = rois * model.roi_sampling["positive_fraction"]
     box, mask = model.box_head, model.mask_head
-    # RoIAlign samples each bin sampling_ratio^2 times before it averages.
-    samples = 1 + model.roi_align["sampling_ratio"] ** 2
-    kept += rois * (box.roi_size**2 * channels * samples + 2 * box.units) * size
+    # RoIAlign samples each bin sampling_ratio^2 times before it averages; of its own choice mostly 3 by 3.
+    samples = 1 + (model.roi_align["sampling_ratio"] or 3) ** 2
+    convs = box.roi_size**2 * len(box.convs) * box.conv_channels
+    box_kept = box.roi_size**2 * channels * samples + convs + box.depth * box.units
+    kept += rois * box_kept * size
     kept += positives * mask.roi_size**2 * (channels * samples + mask.channels * (mask.depth + 4)) * size
     if isinstance(model, MaskRefiningRCNN):
         again = model.refining_samples
-        kept += again * (box.roi_size**2 * channels * samples + 2 * box.units) * size
+        kept += again * box_kept * size
         masks = again * (1 + model.roi_sampling["positive_fraction"])
         kept += masks * mask.roi_size**2 * (channels * samples + mask.channels * (mask.depth + 4)) * size
     # The gradients of the last tensors live beside what is still kept: a quarter more.

@@ -97,6 +97,8 @@ def train(
         tf.config.experimental.enable_op_determinism()
     strategy = make_strategy(settings.devices, settings.batch_size)
     train_set, val_set = build_datasets(config)
+    if source is not None and not resume and not source.exists():
+        raise FileNotFoundError(f"init_from: {source}: no such model file")
     if not resume:
         move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -298,7 +300,15 @@ def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: Co
             trained, *names = reclassed(trained, dataset.class_names, dataset.category_ids)
             for what, which in zip(("kept", "new", "left out"), names, strict=True):
                 print(f"classes    {len(which)} {what}" + (f": {some(which)}" if which else ""))
-        for key, (theirs, ours) in unlike_settings(trained, model).items():
+        unlike = unlike_settings(trained, model)
+        spoilt = [key for key in unlike if key.startswith(("normalize.", "backbone.dialect"))]
+        if spoilt:
+            raise ConfigError(
+                f"init_from: {source} was trained on pixels that look otherwise: "
+                + ", ".join(f"model.{key} {unlike[key][0]}, here {unlike[key][1]}" for key in spoilt)
+                + "; take the model section of the config it was trained or imported with (docs/weights.md)"
+            )
+        for key, (theirs, ours) in unlike.items():
             print(f"note       {source} was trained with {key} {theirs}, this model has {ours}")
         try:
             if isinstance(model, MaskRefiningRCNN) and not isinstance(trained, MaskRefiningRCNN):
@@ -307,8 +317,8 @@ def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: Co
                 model.set_weights(trained.get_weights())
         except ValueError as error:
             raise ConfigError(
-                f"init_from: {source} has another architecture than the config's model "
-                f"({str(error).splitlines()[0]})"
+                f"init_from: {source} has another architecture than the config's model: "
+                + (", ".join(unlike_parts(trained, model)) or str(error).splitlines()[0])
             ) from None
     elif config.model.backbone.weights == "imagenet":
         from mrcnn_tf.weights.imagenet import load_imagenet
@@ -316,21 +326,40 @@ def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: Co
         load_imagenet(model.backbone)
 
 
+def unlike_parts(trained: MaskRCNN, model: MaskRCNN) -> list[str]:
+    """In what the parts of two models differ, as `model.fpn.channels 256, here 24`."""
+    out = []
+    for part in MaskRCNN.PARTS:
+        theirs, ours = (json.loads(json.dumps(getattr(m, part).get_config())) for m in (trained, model))
+        keys = [
+            key
+            for key in theirs
+            if key not in ("name", "dtype", "trainable") and theirs[key] != ours.get(key)
+        ]
+        out += [f"model.{part}.{key} {theirs[key]}, here {ours.get(key)}" for key in keys]
+    return out
+
+
+# Settings that decide what the numbers of a model mean; others are the training's own business.
+CONVENTIONS = (
+    "aligned",
+    "sampling_ratio",
+    "roi_end",
+    "roi_shift",
+    "roi_levels",
+    "box_weights",
+    "size_rule",
+    "interpolation",
+    "canvas",
+    "class_loss",
+)
+
+
 def unlike_settings(trained: MaskRCNN, model: MaskRCNN) -> dict[str, tuple[Any, Any]]:
     """Settings that the weights of one model may not suit in the other, though their shapes do."""
     values = [
         {
-            **{
-                key: m.settings[key]
-                for key in (
-                    "aligned",
-                    "sampling_ratio",
-                    "roi_end",
-                    "box_weights",
-                    "size_rule",
-                    "interpolation",
-                )
-            },
+            **{key: m.settings[key] for key in CONVENTIONS},
             **{f"backbone.{key}": m.backbone.get_config()[key] for key in ("dialect", "epsilon")},
             **{f"normalize.{key}": m.normalize.get_config()[key] for key in ("mean", "std", "bgr")},
             **{

@@ -40,6 +40,11 @@ def settings(tensors: Tensors) -> dict[str, Any]:
     The names do not tell where a bottleneck's stride is, nor how pixels are normalised. In the zoo it is in the 3x3
     convolution where there are groups or group norms, else in the first 1x1; ResNeXts divide by standard deviations.
     """
+    if "roi_heads.box_predictor.0.cls_score.weight" in tensors:
+        raise ValueError("has several box heads: a Cascade R-CNN, which cannot be imported")
+    for part in ("roi_heads.box_predictor.cls_score", "roi_heads.mask_head.predictor"):
+        if f"{part}.weight" not in tensors:
+            raise ValueError(f"has no {part}, so it is not a Mask R-CNN; other models cannot be imported")
     blocks = tuple(count(tensors, rf"backbone\.bottom_up\.res{i}\.(\d+)\.conv1\.weight") for i in range(2, 6))
     depths = [depth for depth, counts in BLOCKS.items() if counts == blocks and depth >= 50]
     if not depths:

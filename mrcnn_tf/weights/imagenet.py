@@ -32,4 +32,6 @@ def load_imagenet(backbone: ResNet) -> None:
             f"the ImageNet weights of {name} could not be downloaded ({error}). With no network, put Keras' file "
             "into ~/.keras/models by hand, or set model.backbone.weights=null to start from random weights"
         ) from error
-    transfer(tensors_of(source), resnet_moves(backbone, application=True), backbone.weights, source=name)
+    moves = resnet_moves(backbone, application=True)
+    # A backbone with another norm takes the kernels alone.
+    transfer(tensors_of(source), moves, backbone.weights, source=name, allow_unexpected=True)

@@ -2,23 +2,45 @@
 
 from __future__ import annotations
 
+import io
+import json
+import re
 import zipfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import h5py
 import keras
 import numpy as np
 
 from mrcnn_tf.layers.conv import BatchNorm, Conv
 from mrcnn_tf.layers.resnet import BLOCKS, ResNet
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
-from mrcnn_tf.weights.files import read_tensors
+from mrcnn_tf.weights.files import check_inflation, hdf5_arrays, hdf5_item, read_tensors, widened
+from mrcnn_tf.weights.pickles import Refused
 from mrcnn_tf.weights.transfer import Move, Tensors, as_is, count
+
+# The weights of a layer in the order in which Keras saves them, each with the setting without which it is not there.
+DENSE = {"kernel": None, "bias": "use_bias"}
+WEIGHTS: dict[str, dict[str, str | None]] = {
+    "keras.layers.Conv2D": DENSE,
+    "keras.layers.Dense": DENSE,
+    "keras.layers.BatchNormalization": {
+        "gamma": "scale",
+        "beta": "center",
+        "moving_mean": None,
+        "moving_variance": None,
+    },
+}
 
 
 def read(path: str | Path) -> dict[str, np.ndarray]:
     """The weights of a `.h5` or `.keras` file, or of a KerasHub preset's folder, as `layer/kernel` and so on.
+
+    Of a `.keras` file only names and numbers are read; the classes that it names are not made, nor imported. A preset's
+    folder is the one case that is left to another library: KerasHub loads it in its own way.
 
     Raises:
         FileNotFoundError, ValueError: as `read_tensors`; and for a preset where KerasHub is not installed, since such a
@@ -38,13 +60,82 @@ def read(path: str | Path) -> dict[str, np.ndarray]:
             whole = "model.weights.h5" in archive.namelist()
         if whole:
             try:
-                # `safe_mode` refuses what would run code of the file's.
-                return tensors_of(keras.saving.load_model(path, compile=False, safe_mode=True))
+                return _read_archive(path)
+            except Refused as error:
+                raise ValueError(f"{path}: {error}") from None
             except Exception as error:
+                # As in `read_tensors`: damage shows in many ways.
+                reason = f"{type(error).__name__}: {error}".splitlines()[0][:200]
                 raise ValueError(
-                    f"{path}: Keras cannot load it ({str(error).strip().splitlines()[0]})"
+                    f"{path}: cannot be read as a model file of Keras 3 ({reason}); if it is damaged, fetch it again"
                 ) from error
     return read_tensors(path)
+
+
+def _read_archive(path: Path) -> dict[str, np.ndarray]:
+    """The weights of a `.keras` file, without Keras, which would make the classes that the file names."""
+    with zipfile.ZipFile(path) as archive:
+        check_inflation(archive, path)
+        config, weights = (archive.read(name) for name in ("config.json", "model.weights.h5"))
+    model = json.loads(config)
+    if model["class_name"] not in ("Functional", "Sequential"):
+        raise Refused(
+            f"is a model of class {str(model['class_name'])[:100]!r}, whose layers its file does not list; save a "
+            "functional or sequential model of its layers"
+        )
+    places: dict[str, str] = {}
+    counts: Counter[str] = Counter()
+    with h5py.File(io.BytesIO(weights)) as file:
+        groups = hdf5_item(file, "layers")
+        for layer in model["config"]["layers"]:
+            # Keras numbers the layers of each class from the second one on.
+            kind = _snake_case(layer["class_name"])
+            group = f"{kind}_{counts[kind]}" if counts[kind] else kind
+            counts[kind] += 1
+            # As a list, since `in` alone would follow links.
+            found = _variables(hdf5_item(groups, group)) if group in list(groups) else []
+            for i, weight in enumerate(_weights(layer, found)):
+                places[f"{layer['config']['name']}/{weight}"] = f"layers/{group}/vars/{i}"
+        arrays = hdf5_arrays(file, places, len(weights))
+    return {name: widened(array) for name, array in arrays.items()}
+
+
+def _variables(group: h5py.Group) -> list[str]:
+    """Where a layer has variables in its group; a random seed is one too, but none of its weights."""
+    found: list[str] = []
+
+    def visit(name: str, item: Any) -> None:
+        if isinstance(item, h5py.Dataset) and "seed_generator" not in name.split("/"):
+            found.append(name)
+
+    group.visititems(visit)
+    return sorted(found)
+
+
+def _weights(layer: dict[str, Any], found: list[str]) -> list[str]:
+    """What a layer's variables are called, in their order."""
+    name, kind = layer["config"]["name"], f"{layer['module']}.{layer['class_name']}"
+    if kind not in WEIGHTS:
+        if not found:
+            return []
+        raise Refused(
+            f"has weights in the layer {name[:100]!r} of class {kind[:100]!r}, which is not known here (known are "
+            f"{', '.join(WEIGHTS)}); save a model without it"
+        )
+    known = WEIGHTS[kind].items()
+    names = [weight for weight, setting in known if setting is None or layer["config"].get(setting, True)]
+    if found != [f"vars/{i}" for i in range(len(names))]:
+        raise Refused(
+            f"has {len(found)} variables in the layer {name[:100]!r}, a plain {kind} has {', '.join(names)}; save "
+            "the model as it was before it was quantized or otherwise changed"
+        )
+    return names
+
+
+def _snake_case(name: str) -> str:
+    """As Keras makes a group's name of a class's."""
+    name = re.sub("(.)([A-Z][a-z]+)", r"\1_\2", re.sub(r"\W+", "", name))
+    return re.sub("([a-z])([A-Z])", r"\1_\2", name).lower()
 
 
 def tensors_of(model: keras.Model) -> dict[str, np.ndarray]:
@@ -114,9 +205,9 @@ def resnet_moves(backbone: ResNet, application: bool) -> list[Move]:
         out.append(Move(conv.kernel, f"{name}_conv/kernel", as_is))
         if conv.bias is not None:
             out.append(Move(conv.bias, f"{name}_conv/bias", as_is))
-        assert isinstance(conv.norm, BatchNorm)
-        for end in ("gamma", "beta", "moving_mean", "moving_variance"):
-            out.append(Move(getattr(conv.norm, end), f"{name}_bn/{end}", as_is))
+        if isinstance(conv.norm, BatchNorm):
+            for end in ("gamma", "beta", "moving_mean", "moving_variance"):
+                out.append(Move(getattr(conv.norm, end), f"{name}_bn/{end}", as_is))
     return out
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import pickle
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sized
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,10 @@ PythonUnpickler: Any = pickle._Unpickler
 # Old and rare ways to make objects; EXT1 to EXT4 can pass by `find_class`.
 BANNED = b"".join([pickle.INST, pickle.OBJ, pickle.NEWOBJ_EX, pickle.EXT1, pickle.EXT2, pickle.EXT4])
 TUPLES = b"".join([pickle.TUPLE, pickle.TUPLE1, pickle.TUPLE2, pickle.TUPLE3])
+
+# How many times its own size a file may take in memory, and what any file may: weights in half precision double,
+# some are named twice, but a small file can name one storage of its a million times.
+GROWTH, GROWTH_OF_SMALL = 4, 16 << 20
 
 
 class Refused(ValueError):
@@ -43,7 +47,19 @@ def read_pickle(path: Path) -> dict[str, NDArray]:
         Refused: it needs code to be run.
         Exception: of many kinds, if it is damaged.
     """
-    return model_leaves(Unpickler(io.BytesIO(path.read_bytes()), NAMES).load())
+    content = path.read_bytes()
+    arrays = model_leaves(Unpickler(io.BytesIO(content), NAMES).load())
+    check_growth(arrays.values(), len(content))
+    return arrays
+
+
+def check_growth(arrays: Iterable[NDArray], size: int) -> None:
+    """Refuses arrays that share memory of a file of this size, but once each has its own, are far larger."""
+    total = sum(a.nbytes * (2 if a.itemsize == 2 else 1) for a in arrays)  # half precision is widened
+    if total > GROWTH * size + GROWTH_OF_SMALL:
+        raise Refused(
+            f"holds {size} bytes, but its tensors would take {total}, as they share them; save a clone() of each"
+        )
 
 
 def model_leaves(tree: Any) -> dict[str, Any]:
@@ -80,16 +96,22 @@ class Unpickler(PythonUnpickler):
     """
 
     dispatch = {code: do for code, do in PythonUnpickler.dispatch.items() if code not in BANNED}
-    # A new object by its class is made as one by a function: `names` has no classes of others.
-    dispatch[pickle.NEWOBJ[0]] = dispatch[pickle.REDUCE[0]]
     dispatch |= {code: _not_nested(PythonUnpickler.dispatch[code]) for code in TUPLES}
 
     def __init__(self, file: io.BytesIO, names: dict, persistent_load: Callable[[Any], Any] | None = None):
         # Python 2 wrote array data as text strings, which latin1 turns back byte for byte.
         super().__init__(file, encoding="latin1")
         self.names = names
+        self.budget = GROWTH * len(file.getbuffer()) + GROWTH_OF_SMALL
         if persistent_load:
             self.persistent_load = persistent_load
+
+    def _spend(self, args: Any) -> None:
+        """Counts what a call may copy: a pickle can pass one large object, written once, to any number of calls."""
+        self.budget -= len(args)
+        self.budget -= sum(len(item) for item in args if isinstance(item, Sized))
+        if self.budget < 0:
+            raise Refused("makes the same large objects again and again; save the model's state_dict() alone")
 
     def find_class(self, module: str, name: str) -> Any:
         """What stands in for a global; Refused if it is not an allowed one."""
@@ -100,10 +122,21 @@ class Unpickler(PythonUnpickler):
             )
         return self.names[module, name]
 
+    def load_reduce(self) -> None:
+        """The opcode that calls what stands in for a global."""
+        args, function = self.stack.pop(), self.stack[-1]
+        self._spend(args)
+        self.stack[-1] = function(*args)
+
+    dispatch[pickle.REDUCE[0]] = load_reduce
+    # A new object by its class is made as one by a function: `names` has no classes of others.
+    dispatch[pickle.NEWOBJ[0]] = load_reduce
+
     def load_build(self) -> None:
         """The opcode that sets an object's state: for numpy's own; of others the state is dropped."""
         state, made = self.stack.pop(), self.stack[-1]
         if isinstance(made, Leaf):
+            self._spend(state)
             _complete(made, state)
         # A state_dict has its `_metadata` as an attribute.
         elif made is not None and not isinstance(made, dict):
@@ -123,6 +156,11 @@ class Unpickler(PythonUnpickler):
 
 def nothing(*args: Any) -> None:
     """Stands in for what lies beside the tensors and is of no use here."""
+
+
+def uncopied(make: type, *alike: type) -> Callable[..., Any]:
+    """Stands in for a type of containers, and leaves those alike as they are: one can be passed to many calls."""
+    return lambda made=(): made if isinstance(made, (make, *alike)) else make(made)
 
 
 def _dtype(code: Any, *args: Any) -> Leaf:
@@ -149,7 +187,7 @@ def _array(data: Any, dtype: Leaf, shape: tuple[int, ...] = (), order: Any = "C"
 
 
 NAMES: dict[tuple[str, str], Any] = {
-    ("collections", "OrderedDict"): dict,
+    ("collections", "OrderedDict"): uncopied(dict),
     ("collections", "Counter"): nothing,  # milestones of a learning rate schedule
     ("argparse", "Namespace"): nothing,  # torchvision's scripts save their arguments
     ("_codecs", "encode"): lambda text, encoding: text.encode("latin1"),

@@ -14,7 +14,16 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_tf.weights.pickles import NAMES, Leaf, Refused, Unpickler, model_leaves, nothing
+from mrcnn_tf.weights.pickles import (
+    NAMES,
+    Leaf,
+    Refused,
+    Unpickler,
+    check_growth,
+    model_leaves,
+    nothing,
+    uncopied,
+)
 
 # A file of the old format starts with a pickle of one long integer, which ends in these bytes.
 LEGACY_MAGIC = b"\x6c\xfc\x9c\x46\xf9\x20\x6a\xa8\x50\x19."
@@ -41,6 +50,7 @@ def read_zip(path: Path) -> dict[str, NDArray]:
         Refused: it needs code to be run, or has what torch.save does not write for a state_dict.
         Exception: of many kinds, if it is damaged.
     """
+    size = path.stat().st_size
     with zipfile.ZipFile(path) as archive:
         # Every part is in one folder, of any name.
         entries = {entry.filename.partition("/")[2]: entry for entry in archive.infolist()}
@@ -49,11 +59,14 @@ def read_zip(path: Path) -> dict[str, NDArray]:
             raise Refused(
                 "has compressed parts, as a TorchScript program; save the model's state_dict() instead"
             )
+        # Those that lie over each other would each be read into memory of its own.
+        if sum(e.file_size for e in entries.values()) > size:
+            raise Refused("has parts that are larger than the whole file, so it is damaged; fetch it again")
         if "byteorder" in entries:
             _check_byte_order(archive.read(entries["byteorder"]) == b"little")
         pickled = io.BytesIO(archive.read(entries["data.pkl"]))
         leaves = model_leaves(Unpickler(pickled, TORCH_NAMES, _storage).load())
-        return _tensors(leaves, functools.cache(lambda key: archive.read(entries[f"data/{key}"])))
+        return _tensors(leaves, functools.cache(lambda key: archive.read(entries[f"data/{key}"])), size)
 
 
 def read_legacy(path: Path) -> dict[str, NDArray]:
@@ -88,7 +101,7 @@ def read_legacy(path: Path) -> dict[str, NDArray]:
                 f"is broken off: {len(content)} bytes where {end} or more are needed; fetch it again"
             )
         storages[key] = memoryview(content)[start:end]
-    return _tensors(leaves, storages.__getitem__)
+    return _tensors(leaves, storages.__getitem__, len(content))
 
 
 def _check_byte_order(little: bool) -> None:
@@ -106,9 +119,13 @@ def _storage(saved: Any) -> tuple[np.dtype, str]:
     return dtype, key
 
 
-def _tensors(leaves: dict[str, Any], read: Callable[[str], bytes | memoryview]) -> dict[str, NDArray]:
+def _tensors(
+    leaves: dict[str, Any], read: Callable[[str], bytes | memoryview], size: int
+) -> dict[str, NDArray]:
     """Reads the storages of these leaves only: an optimizer's state, often twice the model's, is left where it is."""
-    return {k: v if isinstance(v, np.ndarray) else _tensor(read, *v) for k, v in leaves.items()}
+    tensors = {k: v if isinstance(v, np.ndarray) else _tensor(read, *v) for k, v in leaves.items()}
+    check_growth(tensors.values(), size)
+    return tensors
 
 
 def _tensor(
@@ -143,7 +160,7 @@ TORCH_NAMES: dict[tuple[str, str], Any] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda tensor, *args: tensor,
-    ("torch", "Size"): list,
+    ("torch", "Size"): uncopied(list, tuple),  # makes no tuples, for the reason of `_not_nested`
     ("torch", "device"): nothing,
     **{
         (module, name): np.dtype(dtype)

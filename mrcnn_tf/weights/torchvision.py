@@ -56,6 +56,8 @@ def settings(tensors: Tensors) -> dict[str, Any]:
     backbone = {"dialect": "torchvision", **resnet_settings(tensors, body)}
     if is_classifier(tensors):
         return {"backbone": backbone}
+    if "roi_heads.mask_predictor.mask_fcn_logits.weight" not in tensors:
+        raise ValueError("has no mask head, so it is not a Mask R-CNN; other detectors cannot be imported")
     rpn_depth = count(tensors, r"rpn\.head\.conv\.(\d+)\.0\.weight")
     out: dict[str, Any] = {
         "backbone": backbone,

@@ -169,6 +169,8 @@ def conv_moves(conv: Conv, name: str, norm: str | None = None) -> list[Move]:
     if conv.bias is not None:
         moves.append(Move(conv.bias, f"{name}.bias", as_is))
     if norm is not None:
+        if conv.norm is None:
+            raise ValueError(f"it has a norm {norm}, the model has none there")
         ends = {"weight": conv.norm.gamma, "bias": conv.norm.beta}
         if isinstance(conv.norm, BatchNorm):
             ends |= {"running_mean": conv.norm.moving_mean, "running_var": conv.norm.moving_variance}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
@@ -10,6 +11,8 @@ import cv2
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from PIL import Image
 
 from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
@@ -94,3 +97,18 @@ def test_stock_operations_only(exported):
     assert "CropAndResize" in ops and "NonMaxSuppressionV4" in ops
     # Neither Python calls nor sparse-matrix variants, which a lean server build may lack.
     assert not {op for op in ops if op.startswith(("PyFunc", "EagerPyFunc", "SparseMatrix", "Mrcnn"))}
+
+
+def test_jpeg_files_are_decoded_exactly(tmp_path):
+    """TensorFlow's quick default is up to 19 levels away, which moves boxes by pixels."""
+    image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
+    image = cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC)
+    model = make_model(score_threshold=0.0)
+    served = tf.saved_model.load(export_saved_model(model, tmp_path / "served")).signatures
+    for ending in (".jpg", ".png"):
+        data = cv2.imencode(ending, image[..., ::-1])[1].tobytes()
+        pixels = np.asarray(Image.open(io.BytesIO(data)))
+        from_bytes = served["serving_default"](image_bytes=tf.constant([data]))
+        from_pixels = served["image"](images=tf.constant(pixels[None]))
+        np.testing.assert_array_equal(from_bytes["detection_scores"], from_pixels["detection_scores"])
+        np.testing.assert_array_equal(from_bytes["detection_boxes"], from_pixels["detection_boxes"])

@@ -56,7 +56,7 @@ def test_conventions_of_other_projects_save_train_and_detect(project, tmp_path):
     keras.utils.set_random_seed(0)
     section = _merge(CONFIG["model"], CONVENTIONS[project])
     section |= {"score_threshold": 0.0, "rpn_samples": 2000, "roi_samples": 64}
-    config = make_config({"model": section, "data": {"canvas": [64, 64]}})
+    config = make_config({"model": section, "data": {"canvas": section.get("canvas", [64, 64])}})
     model = build_model(config, CLASSES, range(1, 7))
     model.set_weights(jittered(model))
     loaded = check_model(model, make_batch(), tmp_path / "m.keras")

@@ -196,7 +196,7 @@ def test_background_rois_get_the_best_foreground_class(monkeypatch):
     expected = np.where(label > 0, label, best)
     assert (label == 0).any() and (label > 0).any()
     deltas = deltas_of_class(first.box_deltas, tf.constant(expected))
-    boxes = box_ops.clip(box_ops.decode(deltas, first.rois.boxes, model.box_weights), first.sizes).numpy()
+    boxes = box_ops.clip(box_ops.decode(deltas, first.rois.boxes, model.box_weights), first.limits).numpy()
     checked = 0
     for b in range(2):
         for box, chosen in zip(seen["boxes"][b].numpy(), seen["classes"][b].numpy(), strict=True):

@@ -1,11 +1,13 @@
 """Weight files of other projects are read without running them, or named in one line that says what is wrong."""
 
+import copy
 import io
 import json
 import os
 import pickle
 import struct
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
@@ -17,6 +19,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from mrcnn_tf.weights import files
 from mrcnn_tf.weights.files import read_tensors
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -331,6 +334,60 @@ def test_claimed_sizes_are_not_reserved(tmp_path, opcode):
 
 def test_nested_tuples_as_a_key(tmp_path):
     refusal(plain_pickle(tmp_path / "a.pkl", b"\x80\x02}N" + b"\x85" * 200_000 + b"Ns.", {}))
+    size = b"\x80\x02ctorch\nSize\nq\0)q\x01}" + b"h\0]h\x01a\x85Rq\x010" * 200_000 + b"h\x01Ns."
+    refusal(torch_zip(tmp_path / "a.pth", size, {}))
+
+
+def calls_again(module, function, value):
+    """A pickle that keeps what 20 000 calls make of one and the same value."""
+    kept = struct.pack("<I", 1 << 20)  # a place in the memo
+    call = pickle.GLOBAL + f"{module}\n{function}\n".encode() + pickle.MARK + pickle.LONG_BINGET + kept
+    call += (dumps("latin1")[2:-1] if function == "encode" else b"") + pickle.TUPLE + pickle.REDUCE
+    return dumps(value)[:-1] + pickle.LONG_BINPUT + kept + call * 20_000 + b"."
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        ("torch", "Size", list(range(100_000))),
+        ("collections", "OrderedDict", dict.fromkeys(range(100_000))),
+        ("_codecs", "encode", "a" * 100_000),
+    ],
+)
+def test_containers_are_not_copied_again_and_again(tmp_path, call):
+    path = torch_zip(tmp_path / "a.pth", calls_again(*call), {})
+    tracemalloc.start()
+    try:
+        assert "again and again" in refusal(path)
+        assert tracemalloc.get_traced_memory()[1] < 300 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("write", [plain_pickle, *TORCH])
+def test_many_views_of_one_storage(tmp_path, write):
+    half = np.zeros(1 << 16, np.float16)
+    view = half if write is plain_pickle else tensor("Half", size=half.shape, stride=(1,))
+    for count, refused in ((2, False), (1000, True)):
+        saved = {str(i): view for i in range(count)}
+        path = write(
+            tmp_path / "a.pth", pickle.dumps(saved, 2) if write is plain_pickle else saved, {"0": half}
+        )
+        if refused:
+            assert "its tensors would take 262144000" in refusal(path)
+        else:
+            assert_same(read_tensors(path), dict.fromkeys(saved, half))
+
+
+def test_parts_of_a_torch_file_over_each_other(tmp_path):
+    path = torch_zip(tmp_path / "a.pth", {"a": tensor()}, {"0": np.zeros(1 << 16, np.float32)})
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("data/1", "data/2"):
+            entry = copy.copy(archive.getinfo("archive/data/0"))
+            entry.filename = f"archive/{name}"
+            archive.filelist.append(entry)
+        archive.writestr("archive/last", b"")
+    assert "larger than the whole file" in refusal(path)
 
 
 def test_whole_torch_model(tmp_path):
@@ -344,6 +401,16 @@ def test_npz(tmp_path):
     np.savez(tmp_path / "b.npz", a=np.array([Runs(os.system, f"touch {tmp_path / 'ran'}")]))
     assert "cannot be read as an .npz file" in refusal(tmp_path / "b.npz")
     assert not (tmp_path / "ran").exists()
+
+
+def test_npz_that_unpacks_to_far_more(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    np.savez_compressed(path, zeros=np.zeros(1 << 18, np.float32))
+    assert read_tensors(path)["zeros"].nbytes == 1 << 20
+    monkeypatch.setattr(files, "INFLATED", 1 << 20)
+    assert "would unpack from" in refusal(path)
+    np.savez_compressed(path, noise=np.random.default_rng(0).normal(size=1 << 18))
+    assert read_tensors(path)["noise"].nbytes == 2 << 20
 
 
 def test_safetensors(tmp_path):
@@ -381,6 +448,56 @@ def test_other_hdf5(tmp_path):
         file.create_dataset("a/w", (1 << 40,), "f4", chunks=(64,))
         file["a"].attrs["weight_names"] = ["w"]
     assert "larger than the whole file" in refusal(tmp_path / "b.h5")
+
+
+def leads_out(file, place, kind, other):
+    """Puts at a place in an HDF5 file what leads to `other`, or elsewhere."""
+    if kind == "external":
+        file.create_dataset(place, (2,), "f4", external=[(str(other), 0, 8)])
+    elif kind == "virtual":
+        layout = h5py.VirtualLayout((2,), "f4")
+        layout[:] = h5py.VirtualSource(str(other), "secret", (2,))
+        file.create_virtual_dataset(place, layout)
+    elif kind == "soft link":
+        file["elsewhere/deep"] = np.ones(2, np.float32)
+        file[place] = h5py.SoftLink("/elsewhere/deep")
+    else:
+        file[place] = h5py.ExternalLink(str(other), "/secret")
+
+
+@pytest.mark.parametrize("kind", ["external", "virtual", "soft link", "external link"])
+def test_hdf5_that_leads_out_of_the_file(tmp_path, kind):
+    other = tmp_path / "other.h5"
+    with h5py.File(other, "w") as file:
+        file["secret"] = np.ones(2, np.float32)
+    path = tmp_path / "a.h5"
+    with h5py.File(path, "w") as file:
+        file.create_group("model_weights/conv1").attrs["weight_names"] = ["model/kernel:0"]
+        leads_out(file, "model_weights/conv1/model/kernel:0", kind, other)
+    assert "'model_weights/conv1/model/kernel:0'" in refusal(path)
+
+
+@pytest.mark.parametrize("place", ["model_weights", "model_weights/conv1", "model_weights/conv1/model"])
+@pytest.mark.parametrize("kind", ["soft link", "external link"])
+def test_hdf5_groups_that_lead_out_of_the_file(tmp_path, place, kind):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        if place.endswith("model"):
+            file.create_group("model_weights/conv1").attrs["weight_names"] = ["model/kernel:0"]
+        leads_out(file, place, kind, tmp_path / "other.h5")
+    assert "has a link at" in refusal(tmp_path / "a.h5")
+
+
+def test_hdf5_of_other_than_numbers_or_far_too_many(tmp_path):
+    with h5py.File(tmp_path / "a.h5", "w") as file:
+        file["a/w"] = ["text", "of any length"]
+        file["a"].attrs["weight_names"] = ["w"]
+    assert "not of numbers" in refusal(tmp_path / "a.h5")
+    with h5py.File(tmp_path / "b.h5", "w") as file:
+        file["a/0"] = np.zeros(1 << 20, np.float32)
+        for i in range(1, 20):
+            file[f"a/{i}"] = file["a/0"]
+        file["a"].attrs["weight_names"] = [str(i) for i in range(20)]
+    assert "far larger than the whole file" in refusal(tmp_path / "b.h5")
 
 
 def checkpoint(folder):

@@ -99,7 +99,7 @@ def test_config_is_what_the_importer_finds(config):
     found = reader.settings(tensors)
     if project == "model-garden":  # the size is in no tensor
         found |= {"min_size": 640, "max_size": 640, "canvas": [640, 640]}
-    assert ours.model == make_config({"model": found}).model
+    assert ours.model == make_config({"model": found, "data": {"canvas": ours.data.canvas}}).model
     assert 30 < ours.published.mask_ap < ours.published.box_ap < 50
     count = reader.class_count(tensors)
     assert count in (80, 90)

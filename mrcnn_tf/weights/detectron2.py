@@ -19,6 +19,7 @@ from mrcnn_tf.weights.transfer import (
     dense_on_map_moves,
     in_yx,
     predictor_moves,
+    resnet_depth,
 )
 
 BODY = "backbone.bottom_up."
@@ -46,13 +47,14 @@ def settings(tensors: Tensors) -> dict[str, Any]:
         if f"{part}.weight" not in tensors:
             raise ValueError(f"has no {part}, so it is not a Mask R-CNN; other models cannot be imported")
     blocks = tuple(count(tensors, rf"backbone\.bottom_up\.res{i}\.(\d+)\.conv1\.weight") for i in range(2, 6))
-    depths = [depth for depth, counts in BLOCKS.items() if counts == blocks and depth >= 50]
-    if not depths:
-        raise ValueError(f"is no ResNet that is known here: its stages have {blocks} blocks")
     width, inputs = tensors[f"{BODY}res2.0.conv2.weight"].shape[:2]
     resnext, norm = width != inputs, norm_of(tensors, f"{BODY}stem.conv1")
     dialect = "torchvision" if resnext or norm == "group" else "caffe2"
-    backbone: dict[str, Any] = {"depth": depths[0], "dialect": dialect, "norm": norm}
+    backbone: dict[str, Any] = {
+        "depth": resnet_depth(blocks, bottleneck=True),
+        "dialect": dialect,
+        "norm": norm,
+    }
     if resnext:
         backbone.update(groups=width // inputs, width_per_group=inputs)
     offsets = {

@@ -20,7 +20,7 @@ from mrcnn_tf.layers.resnet import BLOCKS, ResNet
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.weights.files import check_inflation, hdf5_arrays, hdf5_item, read_tensors, widened
 from mrcnn_tf.weights.pickles import Refused
-from mrcnn_tf.weights.transfer import Move, Tensors, as_is, count
+from mrcnn_tf.weights.transfer import Move, Tensors, as_is, count, resnet_depth
 
 # The weights of a layer in the order in which Keras saves them, each with the setting without which it is not there.
 DENSE = {"kernel": None, "bias": "use_bias"}
@@ -175,12 +175,8 @@ def settings(tensors: Tensors) -> dict[str, Any]:
     blocks = tuple(count(tensors, pattern.format(first + stage)) for stage in range(4))
     last = "conv2_block1_3_conv" if is_application(tensors) else "stack0_block0_3_conv"
     bottleneck = f"{last}/kernel" in tensors
-    depths = [depth for depth, counts in BLOCKS.items() if counts == blocks and (depth >= 50) == bottleneck]
-    if not depths:
-        raise ValueError(f"is no ResNet that is known here: its stages have {blocks} blocks")
-    return {
-        "backbone": {"depth": depths[0], "dialect": "keras" if is_application(tensors) else "torchvision"}
-    }
+    dialect = "keras" if is_application(tensors) else "torchvision"
+    return {"backbone": {"depth": resnet_depth(blocks, bottleneck), "dialect": dialect}}
 
 
 def class_count(tensors: Tensors) -> int | None:

@@ -19,6 +19,7 @@ from mrcnn_tf.weights.transfer import (
     dense_on_map_moves,
     in_yx,
     predictor_moves,
+    resnet_depth,
 )
 
 # Names until torchvision 0.12, which the published COCO_V1 file has.
@@ -83,10 +84,7 @@ def resnet_settings(tensors: Tensors, prefix: str) -> dict[str, Any]:
     """Depth, groups and width of a ResNet with torchvision's names."""
     blocks = tuple(count(tensors, rf"{re.escape(prefix)}layer{i}\.(\d+)\.conv1\.weight") for i in range(1, 5))
     bottleneck = f"{prefix}layer1.0.conv3.weight" in tensors
-    depths = [depth for depth, counts in BLOCKS.items() if counts == blocks and (depth >= 50) == bottleneck]
-    if not depths:
-        raise ValueError(f"is no ResNet that is known here: its stages have {blocks} blocks")
-    out: dict[str, Any] = {"depth": depths[0]}
+    out: dict[str, Any] = {"depth": resnet_depth(blocks, bottleneck)}
     if bottleneck:
         width, inputs = tensors[f"{prefix}layer1.0.conv2.weight"].shape[:2]
         if width != inputs:

@@ -12,6 +12,7 @@ import numpy as np
 
 from mrcnn_tf.layers.conv import BatchNorm, Conv
 from mrcnn_tf.layers.heads import MaskHead
+from mrcnn_tf.layers.resnet import BLOCKS
 from mrcnn_tf.tables import some
 
 Tensors = Mapping[str, np.ndarray]
@@ -236,6 +237,18 @@ def predictor_moves(head: MaskHead, name: str, background: bool) -> list[Move]:
         Move(head.kernel, f"{name}.weight", lambda value: value[skip:, :, 0, 0], how),
         Move(head.bias, f"{name}.bias", lambda value: value[skip:], how),
     ]
+
+
+def resnet_depth(blocks: Sequence[int], bottleneck: bool) -> int:
+    """The depth of a ResNet whose stages have so many blocks, of the one kind or the other.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for depth, counts in BLOCKS.items():
+        if counts == tuple(blocks) and (depth >= 50) == bottleneck:
+            return depth
+    raise ValueError(f"is no ResNet that is known here: its stages have {tuple(blocks)} blocks")
 
 
 def count(tensors: Tensors, pattern: str) -> int:

@@ -186,6 +186,7 @@ class Model(Section):
     size_rule: Literal["round", "half_even", "floor", "short_first"] = "round"
     interpolation: Literal["bilinear", "pil"] = "bilinear"
     canvas: tuple[Count, Count] | None = None
+    norm_padding: bool = False
     sampling_ratio: Natural = 2
     aligned: bool = True
     roi_end: float = 0.0

@@ -50,6 +50,8 @@ class MaskRCNN(keras.Model):
         size_rule, interpolation: how that is rounded and resized, see `mrcnn_tf.layers.preprocess`.
         canvas: height and width, multiples of 32, that every image is padded to when it is detected on, and that boxes
             may fill (Model Garden); None: the next multiples of 32, and boxes end where the image does.
+        norm_padding: whether group norms of backbone and FPN see the padding around an image, too, as detectron2's
+            do. An image is then seen with other eyes on another canvas.
         sampling_ratio, aligned, roi_align_backend: see `mrcnn_tf.ops.roi_align`.
         roi_end: pixels added to a box's bottom and right before RoIAlign; -1 in maskrcnn-benchmark, whose boxes
             include their last pixel everywhere else.
@@ -90,6 +92,7 @@ class MaskRCNN(keras.Model):
         size_rule: str = "round",
         interpolation: str = "bilinear",
         canvas: tuple[int, int] | None = None,
+        norm_padding: bool = False,
         sampling_ratio: int = 2,
         aligned: bool = True,
         roi_end: float = 0.0,
@@ -226,7 +229,8 @@ class MaskRCNN(keras.Model):
     def pyramid(self, images: tf.Tensor, image_sizes: tf.Tensor, training: bool = False) -> list[tf.Tensor]:
         """Images on a canvas, `[B, H, W, 3]` RGB in [0, 255] -> P2 to P6. H and W are multiples of 32."""
         canvas = tf.cast(tf.shape(images)[1:3], tf.float32)
-        options = {"training": training, "share": image_sizes / canvas}
+        share = None if self.settings["norm_padding"] else image_sizes / canvas
+        options = {"training": training, "share": share}
         return self.fpn(self.backbone(self.normalize(images, image_sizes), **options), **options)
 
     def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:

@@ -351,6 +351,7 @@ CONVENTIONS = (
     "size_rule",
     "interpolation",
     "canvas",
+    "norm_padding",
     "class_loss",
 )
 

@@ -89,6 +89,7 @@ def settings(tensors: Tensors) -> dict[str, Any]:
             "class_agnostic": mask.shape[0] == 1 and scores.shape[0] > 2,
         },
         "interpolation": "pil",
+        "norm_padding": norm == "group",
         "sampling_ratio": 0,
         "rpn_beta": 0.0,
         "box_beta": 0.0,

@@ -67,6 +67,7 @@ CONFIGS = {
     "r50": "COCO-InstanceSegmentation/mask_rcnn_R_50_FPN_3x.yaml",
     "x101": "COCO-InstanceSegmentation/mask_rcnn_X_101_32x8d_FPN_3x.yaml",
     "dconv": "Misc/mask_rcnn_R_50_FPN_3x_dconv_c3-c5.yaml",
+    "gn": "Misc/mask_rcnn_R_50_FPN_3x_gn.yaml",
 }
 SIZE, OUTPUT_SIZE = (450, 611), (233, 317)  # padded to 480 x 640: P5 is 15 x 20, P6 8 x 10
 PROPOSALS, DETECTIONS, THRESHOLD = 200, 30, 0.05

@@ -69,6 +69,20 @@ def test_conventions_of_other_projects_save_train_and_detect(project, tmp_path):
     assert (found.boxes >= 0).all() and (found.boxes <= limit + 1e-3).all()
 
 
+def test_norm_padding_decides_what_group_norms_see():
+    """With it an image's features depend on how much padding its canvas has, as in detectron2."""
+    image = tf.constant(np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3)), tf.float32)
+    padded = tf.pad(image, [[0, 0], [0, 64], [0, 64], [0, 0]])
+    size = tf.constant([[64.0, 64.0]])
+    differences = []
+    for norm_padding in (False, True):
+        keras.utils.set_random_seed(0)
+        model = make_model(norm_padding=norm_padding)
+        one, other = (model.pyramid(x, size)[0] for x in (image, padded))
+        differences.append(float(tf.reduce_max(tf.abs(one[:, :4, :4] - other[:, :4, :4]))))
+    assert differences[1] > 3 * differences[0]
+
+
 def test_outputs(model):
     batch = make_batch(3)
     out = model({"images": batch["images"], "image_sizes": tf.constant([[64.0, 64], [64, 40], [30, 64]])})

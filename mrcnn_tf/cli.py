@@ -14,8 +14,8 @@ from mrcnn_tf.allocator import keep_memory
 
 if TYPE_CHECKING:
     from mrcnn_tf.config import Published
-    from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
+# Those of `importer`, which imports TensorFlow.
 SOURCES = ("torchvision", "detectron2", "maskrcnn-benchmark", "model-garden", "keras")
 DESCRIPTION = "Mask R-CNN and Mask Refining R-CNN for Keras 3 on TensorFlow."
 
@@ -406,7 +406,7 @@ def run_export(options: argparse.Namespace) -> int:
 
 def run_import(options: argparse.Namespace) -> int:
     """`mrcnn import`."""
-    from mrcnn_tf.importer import import_model
+    from mrcnn_tf.importer import describe, import_model
     from mrcnn_tf.tables import save_text
     from mrcnn_tf.training.checkpoints import save_aside
 
@@ -423,25 +423,11 @@ def run_import(options: argparse.Namespace) -> int:
         allow_unexpected=options.allow_unexpected,
     )
     save_aside(model, target)
-    save_text(target.with_suffix(".report.txt"), f"{assumed(model)}\n{report}")
+    save_text(target.with_suffix(".report.txt"), f"{describe(model)}\n{report}")
     print(report.summary())
-    print(assumed(model))
+    print(describe(model))
     print(f"written to {target}; {target.with_suffix('.report.txt').name} has a line for every tensor")
     return 0
-
-
-def assumed(model: MaskRCNN) -> str:
-    """What an imported model is, names and shapes of tensors or not."""
-    pixels, settings = model.normalize, model.settings
-    canvas = f", on {model.canvas[0]} x {model.canvas[1]}" if model.canvas else ""
-    epsilon = model.backbone.stem.epsilon
-    return (
-        f"ResNet-{model.backbone.depth}-FPN, dialect {model.backbone.dialect}, epsilon {epsilon:g}, "
-        f"{len(model.class_names)} classes\n"
-        f"images of {model.min_size} pixels, at most {model.max_size}{canvas}; {'BGR' if pixels.bgr else 'RGB'} less "
-        f"{list(pixels.mean)} over {list(pixels.std)}\n"
-        f"RoIAlign aligned {settings['aligned']}, sampling_ratio {settings['sampling_ratio']}"
-    )
 
 
 def run_build_ops(options: argparse.Namespace) -> int:

@@ -136,3 +136,17 @@ def class_list(
     if not names or (count is not None and len(names) != count):
         raise ValueError(f"{classes}: names {len(names)} classes, but {path} has {count or 'some'}")
     return ids, names
+
+
+def describe(model: MaskRCNN) -> str:
+    """What a model is, with the choices that no tensor tells of, in three lines."""
+    pixels, settings = model.normalize, model.settings
+    canvas = f", on {model.canvas[0]} x {model.canvas[1]}" if model.canvas else ""
+    epsilon = model.backbone.stem.epsilon
+    return (
+        f"ResNet-{model.backbone.depth}-FPN, dialect {model.backbone.dialect}, epsilon {epsilon:g}, "
+        f"{len(model.class_names)} classes\n"
+        f"images of {model.min_size} pixels, at most {model.max_size}{canvas}; {'BGR' if pixels.bgr else 'RGB'} less "
+        f"{list(pixels.mean)} over {list(pixels.std)}\n"
+        f"RoIAlign aligned {settings['aligned']}, sampling_ratio {settings['sampling_ratio']}"
+    )

@@ -80,8 +80,8 @@ def detections_of(
         the network took for it.
     """
     ids = category_ids(model, dataset)
-    wanted = np.array([False, *(number is not None for number in ids)])  # by class; padding is -1, the last
-    wanted = np.append(wanted, False)
+    # By class: 0 is background, -1, the last, padding.
+    wanted = np.array([False, *(number is not None for number in ids), False])
     count = min(len(dataset), first or len(dataset))
     batches = evaluation_batches(
         dataset,

@@ -26,6 +26,8 @@ class DeformableConv(Conv):
 
     def __init__(self, filters: int, modulated: bool = False, **kwargs):
         super().__init__(filters, **kwargs)
+        if self.same_padding:
+            raise ValueError("deformable convolutions are padded as in PyTorch; same_padding must be false")
         self.modulated = modulated
         self.offset = Conv(
             (3 if modulated else 2) * self.kernel_size**2,

@@ -78,8 +78,6 @@ class ResidualBlock(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(autocast=False, **kwargs)
-        if deformable and same_padding:
-            raise ValueError("deformable convolutions are padded as in PyTorch; same_padding must be false")
         if not bottleneck and (groups, width_per_group, deformable, modulated) != (1, 64, False, False):
             raise ValueError("groups, width_per_group, deformable and modulated need a bottleneck")
         inner = filters * width_per_group // 64 * groups

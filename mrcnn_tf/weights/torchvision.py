@@ -75,7 +75,7 @@ def settings(tensors: Tensors) -> dict[str, Any]:
         out["box_head"] = {"conv_depth": convs, "depth": 1, "norm": "batch"}
         backbone["norm"] = out["fpn"]["norm"] = out["mask_head"]["norm"] = "batch"
     else:
-        # torchvision sets it so for the weights that it publishes: they were trained that way by mistake.
+        # As torchvision sets it for the weights that it publishes.
         backbone["epsilon"] = 0.0
     return out
 

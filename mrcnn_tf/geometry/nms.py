@@ -12,8 +12,8 @@ def nms(
     scores: tf.Tensor,
     groups: tf.Tensor | None,
     *,
-    iou_threshold: float,
-    score_threshold: float,
+    iou_threshold: float | tf.Tensor,
+    score_threshold: float | tf.Tensor,
     max_outputs: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Keeps the best boxes that do not overlap a better one of their group.
@@ -23,8 +23,8 @@ def nms(
         scores: `[B, N]`.
         groups: int32 `[B, N]`, not negative (a class or a pyramid level); boxes of different groups do not
             suppress each other. None: all are one group.
-        iou_threshold: a box is dropped if its IoU with a kept one is above this.
-        score_threshold: boxes up to this score are never kept, nor are boxes without area.
+        iou_threshold: a box is dropped if its IoU with a kept one is above this; one for all, or float32 `[B]`.
+        score_threshold: boxes up to this score are never kept, nor are boxes without area; one for all, or `[B]`.
         max_outputs: how many an image keeps at most, over all groups.
 
     Returns:
@@ -36,23 +36,27 @@ def nms(
     scores = tf.where(area(boxes) > 0.0, scores, scores.dtype.min)
     if groups is not None:
         boxes = _spread(boxes, groups)
+    score_threshold = tf.maximum(score_threshold, scores.dtype.min)
+    thresholds = [tf.broadcast_to(t, tf.shape(boxes)[:1]) for t in (iou_threshold, score_threshold)]
 
-    def one_image(image: tuple[tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
+    def one_image(image: tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]) -> tuple[tf.Tensor, tf.Tensor]:
         kept = tf.raw_ops.NonMaxSuppressionV4(
             boxes=image[0],
             scores=image[1],
             max_output_size=max_outputs,
-            iou_threshold=iou_threshold,
-            score_threshold=max(score_threshold, scores.dtype.min),
+            iou_threshold=image[2],
+            score_threshold=image[3],
             pad_to_max_output_size=True,
         )
         return kept.selected_indices, kept.valid_outputs
 
     if boxes.shape[0] == 1:
-        indices, count = one_image((boxes[0], scores[0]))
+        indices, count = one_image((boxes[0], scores[0], thresholds[0][0], thresholds[1][0]))
         indices, count = indices[None], count[None]
     else:
-        indices, count = tf.map_fn(one_image, (boxes, scores), fn_output_signature=(tf.int32, tf.int32))
+        indices, count = tf.map_fn(
+            one_image, (boxes, scores, *thresholds), fn_output_signature=(tf.int32, tf.int32)
+        )
     indices = tf.ensure_shape(indices, [boxes.shape[0], max_outputs])
     valid = tf.range(max_outputs)[None, :] < count[:, None]
     return tf.where(valid, indices, 0), valid

@@ -238,7 +238,8 @@ class MaskRCNN(keras.Model):
 
         Args:
             inputs: `images [B, H, W, 3]`, RGB in [0, 255], resized, padded at bottom and right to multiples of 32;
-                `image_sizes [B, 2]`, height and width without the padding.
+                `image_sizes [B, 2]`, height and width without the padding; if wanted, `score_threshold [B]` and
+                `iou_threshold [B]`, used instead of the model's `score_threshold` and `nms_threshold`.
             training: for the norms.
 
         Returns:
@@ -249,7 +250,10 @@ class MaskRCNN(keras.Model):
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
         features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
         limits = self.limits(inputs["images"], sizes)
-        boxes, scores, classes, _ = self.select(proposals, valid, class_logits, box_deltas, limits)
+        thresholds = self.thresholds(inputs)
+        boxes, scores, classes, _ = self.select(
+            proposals, valid, class_logits, box_deltas, limits, thresholds
+        )
         mask_logits = self.mask_head(
             self.align(features, boxes, self.mask_head.roi_size), classes, training=training
         )
@@ -267,6 +271,11 @@ class MaskRCNN(keras.Model):
         proposals, _, valid = self.rpn.propose(logits, deltas, self.rpn.anchors(features), limits)
         pooled = self.align(features, proposals, self.box_head.roi_size)
         return features, proposals, valid, *self.box_head(pooled, training=training)
+
+    def thresholds(self, inputs: dict[str, tf.Tensor]) -> tuple[float | tf.Tensor, float | tf.Tensor]:
+        """From which score and up to which IoU a detection counts, see `call`."""
+        score = inputs.get("score_threshold", self.score_threshold)
+        return score, inputs.get("iou_threshold", self.nms_threshold)
 
     def limits(self, images: tf.Tensor, sizes: tf.Tensor) -> tf.Tensor:
         """Height and width that boxes are clipped to, `[B, 2]`: the images' `sizes`, or their canvas; see `canvas`."""
@@ -293,12 +302,14 @@ class MaskRCNN(keras.Model):
         class_logits: tf.Tensor,
         box_deltas: tf.Tensor,
         sizes: tf.Tensor,
+        thresholds: tuple[float | tf.Tensor, float | tf.Tensor] | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """Every class's box of every proposal, after NMS.
 
         Returns:
             Boxes `[B, D, 4]`, scores and classes `[B, D]`, and `[B, D]`, which proposal each came from.
         """
+        score_threshold, iou_threshold = thresholds or self.thresholds({})
         k, b = self.num_classes, tf.shape(proposals)[0]
         scores = self.probabilities(class_logits)
         scores = tf.where(valid[..., None], scores, -1.0)
@@ -312,8 +323,8 @@ class MaskRCNN(keras.Model):
             boxes,
             scores,
             groups,
-            iou_threshold=self.nms_threshold,
-            score_threshold=self.score_threshold,
+            iou_threshold=iou_threshold,
+            score_threshold=score_threshold,
             max_outputs=self.max_detections,
         )
         boxes = tf.where(found[..., None], tf.gather(boxes, keep, batch_dims=1), 0.0)

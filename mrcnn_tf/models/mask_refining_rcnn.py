@@ -119,8 +119,10 @@ class MaskRefiningRCNN(MaskRCNN):
         """Detects; arguments and results are those of `MaskRCNN.call`."""
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
         features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
-        sizes = self.limits(inputs["images"], sizes)
-        boxes, classes, valid, row = self.boxes_to_refine(proposals, valid, class_logits, box_deltas, sizes)
+        sizes, thresholds = self.limits(inputs["images"], sizes), self.thresholds(inputs)
+        boxes, classes, valid, row = self.boxes_to_refine(
+            proposals, valid, class_logits, box_deltas, sizes, thresholds[0]
+        )
         class_logits = tf.gather(class_logits, row, batch_dims=1)
 
         hidden, probabilities = self.first_masks(features, boxes, classes, training)
@@ -129,7 +131,7 @@ class MaskRefiningRCNN(MaskRCNN):
             class_logits = (class_logits + self.alpha * new_logits) / (1.0 + self.alpha)
         if not self.refine_boxes:
             deltas = tf.zeros_like(deltas)
-        boxes, scores, classes, row = self.select(boxes, valid, class_logits, deltas, sizes)
+        boxes, scores, classes, row = self.select(boxes, valid, class_logits, deltas, sizes, thresholds)
 
         pooled = self.align(features, boxes, self.mask_head.roi_size)
         if self.refine_masks:
@@ -147,12 +149,15 @@ class MaskRefiningRCNN(MaskRCNN):
         class_logits: tf.Tensor,
         box_deltas: tf.Tensor,
         sizes: tf.Tensor,
+        score_threshold: float | tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
         """The box B of each proposal's best class, the most promising ones.
 
         Returns:
             `[B, R, 4]` boxes, `[B, R]` classes (1..K), which are valid, and which proposal each came from.
         """
+        if score_threshold is None:
+            score_threshold = self.score_threshold
         scores = self.probabilities(class_logits)
         classes = tf.argmax(scores, -1, output_type=tf.int32) + 1
         best = tf.where(valid, tf.reduce_max(scores, -1), -1.0)
@@ -163,7 +168,7 @@ class MaskRefiningRCNN(MaskRCNN):
             best,
             classes,
             iou_threshold=self.refining_nms_threshold,
-            score_threshold=self.score_threshold,
+            score_threshold=score_threshold,
             max_outputs=self.refined_boxes,
         )
         boxes = tf.where(found[..., None], tf.gather(boxes, keep, batch_dims=1), 0.0)

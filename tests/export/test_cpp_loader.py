@@ -1,0 +1,178 @@
+"""The exported folder in the C++ loader that TensorFlow Serving uses, without Python, gives what `detect` gives."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tensorflow.core.framework.tensor_pb2 import TensorProto
+
+from mrcnn_tf.data.images import read_image
+from mrcnn_tf.export.saved_model import export_saved_model
+from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
+from mrcnn_tf.ops.compile import cache_folder
+from tests.tiny import make_model
+
+SOURCE = Path(__file__).parent / "cpp" / "run_saved_model.cc"
+
+
+@pytest.fixture(scope="module")
+def program() -> Path:
+    """The compiled program. It is kept beside the compiled ops: the next run has it at once."""
+    if sys.platform != "linux":
+        pytest.skip("the link flags are those of Linux")
+    library = tf.sysconfig.get_lib()
+    command = [
+        *shlex.split(os.environ.get("CXX") or "g++"),
+        str(SOURCE),
+        *(flag.replace("-I", "-isystem", 1) for flag in tf.sysconfig.get_compile_flags()),
+        f"-L{library}",
+        f"-Wl,-rpath,{library}",
+        # The sessions register themselves in the first library, of which the program names no function.
+        "-Wl,--no-as-needed",
+        "-l:libtensorflow_cc.so.2",
+        "-l:libtensorflow_framework.so.2",
+    ]
+    digest = hashlib.sha256(repr((tf.__version__, command)).encode() + SOURCE.read_bytes()).hexdigest()[:16]
+    target = cache_folder() / f"run_saved_model-{digest}"
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        aside = target.with_suffix(f".{os.getpid()}")
+        try:
+            done = subprocess.run([*command, "-o", str(aside)], capture_output=True, text=True)
+        except FileNotFoundError:
+            pytest.skip(f"there is no C++ compiler {command[0]} (CXX names one)")
+        assert done.returncode == 0, done.stderr[-2000:]
+        os.replace(aside, target)
+    return target
+
+
+@pytest.fixture(scope="module", params=[MaskRCNN, MaskRefiningRCNN])
+def served(request, tmp_path_factory):
+    """An untrained model and its exported folder."""
+    keras.utils.set_random_seed(0)
+    model = make_model(request.param, score_threshold=0.0)
+    return model, export_saved_model(model, tmp_path_factory.mktemp("served") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def images(tmp_path_factory) -> list[Path]:
+    """Files of several sizes and both kinds; one is grey."""
+    folder = tmp_path_factory.mktemp("images")
+    rng = np.random.default_rng(0)
+    paths = []
+    for name, size in (("a.png", (48, 80)), ("b.jpg", (150, 90)), ("c.png", (64, 64)), ("d.jpg", (33, 210))):
+        shape = (9, 9) if name == "c.png" else (9, 9, 3)
+        picture = cv2.resize(rng.integers(0, 256, shape, np.uint8), size[::-1], interpolation=cv2.INTER_CUBIC)
+        cv2.imwrite(str(folder / name), picture)
+        paths.append(folder / name)
+    return paths
+
+
+def run(program, folder, signature, paths, out, thresholds=(-1.0, -1.0)) -> dict[str, np.ndarray]:
+    """The signature's outputs for one batch."""
+    out.mkdir()
+    done = subprocess.run(
+        [str(a) for a in (program, folder, signature, *thresholds, out, *paths)],
+        env={"TF_CPP_MIN_LOG_LEVEL": "2"},  # nothing that leads to a Python
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {
+        path.stem: tf.make_ndarray(TensorProto.FromString(path.read_bytes())) for path in out.iterdir()
+    }
+
+
+def assert_equals(outputs, row, expected) -> None:
+    """One image's outputs against `Detections`, and what stands beyond them."""
+    count = outputs["num_detections"][row]
+    assert count == len(expected)
+    assert outputs["status"][row] == b"ok"
+    assert tuple(outputs["image_size"][row]) == expected.image_size
+    own = {name: value[row] for name, value in outputs.items()}
+    np.testing.assert_allclose(own["detection_boxes"][:count], expected.boxes, rtol=0, atol=0.01)
+    np.testing.assert_allclose(own["detection_scores"][:count], expected.scores, rtol=0, atol=1e-5)
+    np.testing.assert_array_equal(own["detection_classes"][:count], expected.class_ids)
+    np.testing.assert_array_equal(own["detection_category_ids"][:count], expected.category_ids)
+    assert [name.decode() for name in own["detection_class_names"][:count]] == expected.class_names
+    if "detection_masks" in own:
+        masks = own["detection_masks"]
+    else:
+        masks = [np.frombuffer(m, np.uint8) for m in own["detection_masks_bytes"]]
+        assert not any(len(m) for m in masks[count:])
+    for mask, probability in zip(masks[:count], expected.masks, strict=True):
+        # Half a level of rounding, and what two orders of the sums may differ by.
+        np.testing.assert_allclose(
+            np.reshape(mask, probability.shape) / 255, probability, rtol=0, atol=0.5 / 255 + 1e-5
+        )
+    assert (own["detection_classes"][count:] == -1).all() and (own["detection_category_ids"][count:] == -1).all()
+    assert not own["detection_scores"][count:].any() and not any(own["detection_class_names"][count:])
+
+
+def test_files_of_several_sizes(program, served, images, tmp_path):
+    model, folder = served
+    outputs = run(program, folder, "serving_default", images, tmp_path / "out")
+    for row, path in enumerate(images):
+        found = model.detect(read_image(path))
+        assert len(found)
+        assert_equals(outputs, row, found)
+
+
+def test_compact_with_thresholds_of_its_own(program, served, images, tmp_path):
+    model, folder = served
+    outputs = run(program, folder, "compact", images, tmp_path / "own")
+    for row, path in enumerate(images):
+        assert_equals(outputs, row, model.detect(read_image(path)))
+    score = float(np.median(outputs["detection_scores"][outputs["detection_scores"] > 0]))
+    outputs = run(program, folder, "compact", images, tmp_path / "score", thresholds=(score, -1.0))
+    for row, path in enumerate(images):
+        assert_equals(outputs, row, model.detect(read_image(path), score_threshold=score))
+    strict = type(model).from_config({**model.get_config(), "nms_threshold": 0.1})
+    strict.set_weights(model.get_weights())
+    outputs = run(program, folder, "compact", images, tmp_path / "iou", thresholds=(-1.0, 0.1))
+    for row, path in enumerate(images):
+        assert_equals(outputs, row, strict.detect(read_image(path)))
+
+
+def test_corrupt_files_harm_no_other(program, served, images, tmp_path):
+    model, folder = served
+    half, text = tmp_path / "half.jpg", tmp_path / "text.png"
+    half.write_bytes(images[1].read_bytes()[:300])
+    text.write_text("no image")
+    batch = [images[0], half, images[1], text]
+    for signature in ("serving_default", "compact"):
+        outputs = run(program, folder, signature, batch, tmp_path / signature)
+        for row in (1, 3):
+            assert outputs["status"][row] not in (b"ok", b"")
+            assert outputs["num_detections"][row] == 0 and (outputs["detection_classes"][row] == -1).all()
+            assert outputs["image_size"][row].tolist() == [0, 0]
+        for row in (0, 2):
+            assert_equals(outputs, row, model.detect(read_image(batch[row])))
+
+
+def test_photographs(program, served, data_dir, tmp_path):
+    model, folder = served
+    paths = sorted((data_dir / "coco_mini" / "val2017").glob("*.jpg"))[:20]
+    outputs = run(program, folder, "serving_default", paths, tmp_path / "out")
+    images = [read_image(path) for path in paths]
+    assert len({image.shape for image in images}) > 5
+    for row, image in enumerate(images):
+        assert_equals(outputs, row, model.detect(image))
+
+
+def test_no_such_signature(program, served, images, tmp_path):
+    done = subprocess.run(
+        [program, served[1], "nothing", "-1", "-1", tmp_path, images[0]], capture_output=True, text=True
+    )
+    assert done.returncode == 1 and "has no signature nothing" in done.stderr

@@ -31,14 +31,15 @@ def decode(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     # Zeros behind the end: nothing that is read from there needs a check of its own.
     head = tf.cast(tf.pad(head, [[0, 64]]), tf.int32)
 
-    size = tf.cond(
-        is_png,
-        lambda: tf.stack([_number(head, 20, 4), _number(head, 16, 4)]),
-        lambda: _or_empty(lambda: tf.io.extract_jpeg_shape(data)[:2], [0]),
+    size = tf.case(
+        [
+            (is_jpeg, lambda: _or_empty(lambda: tf.io.extract_jpeg_shape(data)[:2], [0])),
+            (is_png, lambda: tf.stack([_number(head, 20, 4), _number(head, 16, 4)])),
+        ],
+        default=lambda: tf.zeros([0], tf.int32),
     )
-    size = tf.cond(tf.size(size) == 2, lambda: size, lambda: tf.zeros([2], tf.int32))
     pixels = tf.reduce_prod(tf.cast(size, tf.int64))
-    readable = (is_jpeg | is_png) & tf.reduce_all(size > 0) & (pixels <= MAX_PIXELS)
+    readable = (tf.size(size) == 2) & tf.reduce_all(size > 0) & (pixels <= MAX_PIXELS)
 
     def read() -> tf.Tensor:
         image = _or_empty(lambda: _decode_whole(data, head, is_png), [0, 0, 3])

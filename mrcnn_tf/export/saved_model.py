@@ -2,121 +2,142 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
+import tempfile
+from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
+from typing import Any
 
 import keras
 import tensorflow as tf
 
+import mrcnn_tf
+from mrcnn_tf.export.check import check_folder
+from mrcnn_tf.export.signatures import make_signatures
+from mrcnn_tf.export.warmup import write_warmup
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
+PRECISIONS = ("float32", "bfloat16")
 
-def export_saved_model(model: MaskRCNN, folder: str | Path) -> Path:
+
+def export_saved_model(
+    model: MaskRCNN,
+    folder: str | Path,
+    *,
+    precision: str | None = None,
+    full_masks: bool = False,
+    check: bool = True,
+    card: Mapping[str, Any] | None = None,
+) -> Path:
     """Writes the next version of a servable model.
 
-    Signatures: `serving_default` takes `image_bytes`, `[B]` JPEG or PNG files of any sizes; `image` takes `images`,
-    uint8 `[B, h, w, 3]` RGB. Both return
+    Signatures, by their inputs:
+
+    - `serving_default`: `image_bytes`, `[B]` JPEG or PNG files of any sizes; the EXIF orientation is applied;
+    - `image`: `images`, uint8 `[B, h, w, 3]` RGB;
+    - `compact`: `image_bytes`, `score_threshold` and `iou_threshold`, float32 `[B]`; below 0: the model's own;
+    - `full_masks`, if wanted: `image_bytes`.
+
+    They return
 
     - `num_detections` int32 `[B]`;
     - `detection_boxes` float32 `[B, D, 4]`, `[y1, x1, y2, x2]` in pixels of the image that came in;
     - `detection_scores` float32 `[B, D]`, descending, 0 beyond `num_detections`;
-    - `detection_classes` int32 `[B, D]`, 1..K, -1 beyond `num_detections`;
-    - `detection_masks` uint8 `[B, D, m, m]`, probability times 255 on a grid over the box.
+    - `detection_classes` int32 `[B, D]`, 1..K, -1 beyond; `detection_class_names` string, empty beyond;
+      `detection_category_ids` int64, the data set's own, -1 beyond;
+    - `detection_masks` uint8 `[B, D, m, m]`, probability times 255 on a grid over the box; in `compact` instead
+      `detection_masks_bytes`, string `[B, D]`, the same as m * m bytes, which REST sends as base64 and not as numbers;
+      in `full_masks` `detection_masks_reframed`, uint8 `[B, D, H, W]`, 1 where the instance is, H and W the largest of
+      the batch;
+    - `image_size` int32 `[B, 2]`, height and width of the upright image;
+    - `status` string `[B]`: `"ok"`, or why an image could not be used. It then has no detections, and size 0.
 
-    `assets.extra/classes.json` names the classes.
+    In `assets.extra`, `classes.json` names the classes, `model_card.json` tells what the model is, and
+    `tf_serving_warmup_requests`, written where `tensorflow-serving-api` is installed, lets a server answer the first
+    request as fast as the others.
 
     Args:
-        model: the model.
+        model: the model; it stays as it is.
         folder: such as `saved_models/quickstart`; the version becomes a numbered folder in it.
+        precision: to compute in, `"float32"` or `"bfloat16"`; None: as the model does.
+        full_masks: whether to write the signature `full_masks`.
+        check: whether to run the folder in a process of its own and compare with `model.detect`.
+        card: more for the model card, such as `metrics`.
 
     Returns:
         The folder of the new version. It appears whole or not at all.
 
     Raises:
+        ValueError: for another precision.
         OSError: it cannot be written.
+        ExportError: the folder does not do what the model does.
     """
+    if precision not in (None, *PRECISIONS):
+        raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    versions = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
-    target = folder / str(max(versions, default=0) + 1)
-    aside = folder / f".{target.name}.partial"
-    shutil.rmtree(aside, ignore_errors=True)
-    backend = model.roi_align["backend"]
-    # Sparse matrices are stock too, but lean servers and converters may lack them; adaptive sampling has nothing else.
-    model.roi_align["backend"] = "crop" if model.roi_align["sampling_ratio"] else "sparse"
+    aside = None
     try:
-        archive = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint(
-            "serving_default",
-            lambda image_bytes: _from_bytes(model, image_bytes),
-            input_signature=[tf.TensorSpec([None], tf.string, name="image_bytes")],
-        )
-        archive.add_endpoint(
-            "image",
-            lambda images: _from_pixels(model, images),
-            input_signature=[tf.TensorSpec([None, None, None, 3], tf.uint8, name="images")],
-        )
+        folder.mkdir(parents=True, exist_ok=True)
+        # A name that servers do not take for a version, and on the same disk.
+        aside = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder))
+        signatures = make_signatures(model, precision=precision, full_masks=full_masks)
         # Nobody trains a served model: its gradients stay out.
         options = tf.saved_model.SaveOptions(experimental_custom_gradients=False)
-        archive.write_out(str(aside), options=options, verbose=False)
+        tf.saved_model.save(tf.Module(), str(aside), signatures=signatures, options=options)
         extra = aside / "assets.extra"
         extra.mkdir()
         classes = {"class_names": model.class_names, "category_ids": model.category_ids}
-        (extra / "classes.json").write_text(json.dumps(classes, indent=1, ensure_ascii=False))
-        os.replace(aside, target)
-    except OSError as error:
-        shutil.rmtree(aside, ignore_errors=True)
-        raise OSError(f"{target}: could not be written ({error}); earlier versions are untouched") from error
+        write_json(extra / "classes.json", classes)
+        write_json(extra / "model_card.json", {**model_card(model, precision), **(card or {})})
+        write_warmup(extra, folder.name)
+        if check:
+            check_folder(model, aside, exact=precision in (None, model.compute_dtype))
+        aside.chmod(0o755)  # temporary folders are their owner's alone; a server may be somebody else
+        return put_in_place(aside, folder)
+    except (OSError, tf.errors.OpError) as error:
+        raise OSError(f"{folder}: could not be written ({error}); earlier versions are untouched") from error
     finally:
-        model.roi_align["backend"] = backend
-    return target
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
-@tf.autograph.experimental.do_not_convert
-def _from_pixels(model: MaskRCNN, images: tf.Tensor) -> dict[str, tf.Tensor]:
-    original = tf.shape(images)[1:3]
-    images, size = model.resize(images)
-    canvas = model.canvas_for(size)
-    batch = tf.shape(images)[0]
-    images = tf.pad(images, [[0, 0], [0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]])
-    sizes, originals = (tf.tile(tf.cast(s, tf.float32)[None], [batch, 1]) for s in (size, original))
-    return _detect(model, images, sizes, originals)
+def put_in_place(aside: Path, folder: Path) -> Path:
+    """Makes `aside` the next version in `folder`, even if another process is doing the same."""
+    while True:
+        versions = [int(p.name) for p in folder.iterdir() if p.name.isdigit()]
+        target = folder / str(max(versions, default=0) + 1)
+        try:
+            os.rename(aside, target)  # never onto a version: those are not empty
+            return target
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
 
 
-@tf.autograph.experimental.do_not_convert
-def _from_bytes(model: MaskRCNN, image_bytes: tf.Tensor) -> dict[str, tf.Tensor]:
-    # The rule "short_first" may pass the longest side a little.
-    side = (-(-model.max_size // 32) + 2) * 32 if model.canvas is None else max(model.canvas)
-
-    def read(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
-        # For PNG and still GIF files, too. TensorFlow's default is up to 19 levels off what every other decoder gives.
-        image = tf.io.decode_jpeg(data, channels=3, dct_method="INTEGER_ACCURATE")
-        original = tf.shape(image)[:2]
-        image, size = model.resize(image)
-        size = tf.minimum(size, side)  # beyond that only images a hundred times as long as wide reach
-        image = tf.pad(image[:side, :side], [[0, side - size[0]], [0, side - size[1]], [0, 0]])
-        return image, size, original
-
-    images, sizes, originals = tf.map_fn(
-        read, image_bytes, fn_output_signature=(tf.TensorSpec([side, side, 3]), tf.int32, tf.int32)
-    )
-    canvas = model.canvas_for(tf.reduce_max(sizes, 0))
-    images = images[:, : canvas[0], : canvas[1]]
-    return _detect(model, images, tf.cast(sizes, tf.float32), tf.cast(originals, tf.float32))
-
-
-def _detect(
-    model: MaskRCNN, images: tf.Tensor, sizes: tf.Tensor, originals: tf.Tensor
-) -> dict[str, tf.Tensor]:
-    found = model({"images": images, "image_sizes": sizes}, training=False)
-    scale = tf.tile(originals / sizes, [1, 2])[:, None, :]
+def model_card(model: MaskRCNN, precision: str | None) -> dict[str, Any]:
+    """What a model is, for people and programs."""
+    settings = {k: v for k, v in model.settings.items() if k not in ("class_names", "category_ids")}
     return {
-        "num_detections": tf.reduce_sum(tf.cast(found["classes"] > 0, tf.int32), 1),
-        "detection_boxes": found["boxes"] * scale,
-        "detection_scores": found["scores"],
-        "detection_classes": found["classes"],
-        "detection_masks": tf.cast(tf.round(found["masks"] * 255.0), tf.uint8),
+        "model": type(model).__name__,
+        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "precision": precision or model.compute_dtype,
+        "parameters": model.count_params(),
+        "classes": model.num_classes,
+        "versions": {
+            "mrcnn_tf": mrcnn_tf.__version__,
+            "tensorflow": tf.__version__,
+            "keras": keras.__version__,
+        },
+        "settings": {**settings, "backbone": model.backbone.get_config()},
+        "metrics": None,
+        "training": None,
     }
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Readable JSON."""
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str), encoding="utf-8")

@@ -157,11 +157,22 @@ example:
         "export",
         run_export,
         "write a SavedModel for TensorFlow Serving",
-        """example:
-  mrcnn export runs/quickstart/model.keras --out saved_models/quickstart""",
+        """A metrics.json and a config.yaml beside the model, as training leaves them, go into the model card.
+examples:
+  mrcnn export runs/quickstart/model.keras --out saved_models/quickstart
+  mrcnn export runs/quickstart/model.keras --out saved_models/quickstart --precision bfloat16""",
     )
     export.add_argument("model", metavar="MODEL", help="a .keras file")
     export.add_argument("--out", required=True, metavar="DIR", help="gets the next numbered version folder")
+    export.add_argument(
+        "--precision", choices=("float32", "bfloat16"), help="to compute in (default: as the model does)"
+    )
+    export.add_argument(
+        "--full-masks", action="store_true", help="one more signature, with masks of the images' sizes"
+    )
+    export.add_argument(
+        "--no-check", action="store_true", help="do not run the result in a process of its own and compare"
+    )
 
     bring = command(
         "import",
@@ -397,10 +408,23 @@ def run_check_data(options: argparse.Namespace) -> int:
 
 def run_export(options: argparse.Namespace) -> int:
     """`mrcnn export`."""
+    from mrcnn_tf.export.card import training_of
     from mrcnn_tf.export.saved_model import export_saved_model
     from mrcnn_tf.training.checkpoints import load_model
 
-    print(export_saved_model(load_model(options.model), options.out))
+    target = export_saved_model(
+        load_model(options.model),
+        options.out,
+        precision=options.precision,
+        full_masks=options.full_masks,
+        check=not options.no_check,
+        card=training_of(Path(options.model).parent),
+    )
+    print(target)
+    if not options.no_check:
+        print("checked: runs without this package and gives what the model gives")
+    if not (target / "assets.extra" / "tf_serving_warmup_requests").exists():
+        print('no warm-up requests, so the first answers will be slow: pip install "mrcnn_tf[serving]"')
     return 0
 
 

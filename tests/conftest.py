@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -19,3 +20,25 @@ def data_dir() -> Path:
     if not (folder / "README.md").exists():
         pytest.skip(f"no real data at {folder}; set MRCNN_TF_DATA to their folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def export_tiny(tmp_path_factory) -> Callable:
+    """`export_tiny(kind)`: a tiny model of this class and the folder of its exported version, made once a run."""
+    made = {}
+
+    def get(kind: type) -> tuple:
+        if kind not in made:
+            # Imported here, for tests that need no TensorFlow.
+            import keras
+
+            from mrcnn_tf.export.saved_model import export_saved_model
+            from tests.tiny import make_model
+
+            keras.utils.set_random_seed(0)
+            model = make_model(kind, score_threshold=0.0)
+            folder = tmp_path_factory.mktemp("served") / "tiny"
+            made[kind] = model, export_saved_model(model, folder, full_masks=True, check=False)
+        return made[kind]
+
+    return get

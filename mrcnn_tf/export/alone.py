@@ -11,8 +11,8 @@ import sys
 # What this project exports must not need them; whoever imports them fails here.
 sys.modules["mrcnn_tf"] = sys.modules["keras"] = None  # type: ignore[assignment]
 
-import numpy as np
-import tensorflow as tf
+import numpy as np  # noqa: E402
+import tensorflow as tf  # noqa: E402
 
 
 def main(folder: str, inputs: str, outputs: str) -> None:
@@ -37,7 +37,7 @@ def main(folder: str, inputs: str, outputs: str) -> None:
             fetches = {key: info.name for key, info in signature.outputs.items()}
             for key, value in session.run(fetches, feed).items():
                 results[f"{call}/{key}"] = value
-    np.savez(outputs, **results)
+    np.savez(outputs, **results)  # type: ignore[arg-type]
 
 
 main(*sys.argv[1:])

@@ -43,7 +43,9 @@ def check_folder(model: MaskRCNN, folder: Path, *, exact: bool = True) -> None:
     """
     with tempfile.TemporaryDirectory() as scratch:
         files = make_files(Path(scratch), min(model.min_size, 480))
-        expected = {name: model.detect(read_image(path)) for name, path in files.items() if name not in DAMAGED}
+        expected = {
+            name: model.detect(read_image(path)) for name, path in files.items() if name not in DAMAGED
+        }
         data = {name: np.frombuffer(path.read_bytes(), np.uint8) for name, path in files.items()}
         first, batches = next(iter(expected)), {name: [name] for name in expected}
         batches["damaged"] = [first, *DAMAGED, first]
@@ -66,7 +68,9 @@ def check_folder(model: MaskRCNN, folder: Path, *, exact: bool = True) -> None:
         raise ExportError(f"the graph holds operations that no stock server has: {', '.join(custom)}")
     for call in sorted({name.rsplit("/", 1)[0] for name in out if "/" in name}):
         _, batch = call.split("/")
-        outputs = {name.rsplit("/", 1)[1]: value for name, value in out.items() if name.startswith(f"{call}/")}
+        outputs = {
+            name.rsplit("/", 1)[1]: value for name, value in out.items() if name.startswith(f"{call}/")
+        }
         pairs = []
         for row, name in enumerate(batches[batch]):
             got = detections_of(outputs, row)
@@ -142,12 +146,14 @@ def compare(call: str, pairs: list[tuple[Detections, Detections]], exact: bool) 
             near &= np.abs(got.boxes - expected.boxes[:, None]).max(-1) <= 0.01
             near &= np.abs(got.scores - expected.scores[:, None]) <= 1e-5
             shape = (len(expected), len(got), -1)
-            masks = np.abs(got.masks - expected.masks[:, None]).reshape(shape).max(-1)
-            near &= masks <= 1.01 / 255
+            masks, own = np.asarray(got.masks), np.asarray(expected.masks)
+            near &= np.abs(masks - own[:, None]).reshape(shape).max(-1) <= 1.01 / 255
         else:
             corner = [np.concatenate([d.boxes[:, 1::-1], d.boxes[:, :1:-1]], 1) for d in (expected, got)]
             sized = [np.concatenate([c[:, :2], c[:, 2:] - c[:, :2]], 1).astype(float) for c in corner]
             near &= np.reshape(coco_mask.iou(*sized, [0] * len(got)), near.shape) >= 0.7
         missing += int((~near.any(1)).sum())
     if missing > (0.02 if exact else 0.1) * wanted:
-        raise ExportError(f"{call}: {missing} of the model's {wanted} detections are not among the exported one's")
+        raise ExportError(
+            f"{call}: {missing} of the model's {wanted} detections are not among the exported one's"
+        )

@@ -19,8 +19,8 @@ def decode(data: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
     """One file, upright and RGB.
 
     Args:
-        data: scalar string, a JPEG or PNG file. Grey, palette, CMYK and RGBA images become RGB, alpha is dropped, 16 bits
-            become 8, and the EXIF orientation is applied.
+        data: scalar string, a JPEG or PNG file. Grey, palette, CMYK and RGBA images become RGB, alpha is dropped,
+            16 bits become 8, and the EXIF orientation is applied.
 
     Returns:
         uint8 `[h, w, 3]`, of size `[0, 0, 3]` if the file cannot be used; and a scalar string, `"ok"` or the reason.

@@ -3,19 +3,16 @@
 from __future__ import annotations
 
 import errno
-import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
-import mrcnn_tf
+from mrcnn_tf.export.card import model_card, write_json
 from mrcnn_tf.export.check import check_folder
 from mrcnn_tf.export.signatures import make_signatures
 from mrcnn_tf.export.warmup import write_warmup
@@ -66,7 +63,7 @@ def export_saved_model(
         precision: to compute in, `"float32"` or `"bfloat16"`; None: as the model does.
         full_masks: whether to write the signature `full_masks`.
         check: whether to run the folder in a process of its own and compare with `model.detect`.
-        card: more for the model card, such as `metrics`.
+        card: more for the model card, such as `training_of(run_folder)`.
 
     Returns:
         The folder of the new version. It appears whole or not at all.
@@ -116,28 +113,3 @@ def put_in_place(aside: Path, folder: Path) -> Path:
         except OSError as error:
             if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
                 raise
-
-
-def model_card(model: MaskRCNN, precision: str | None) -> dict[str, Any]:
-    """What a model is, for people and programs."""
-    settings = {k: v for k, v in model.settings.items() if k not in ("class_names", "category_ids")}
-    return {
-        "model": type(model).__name__,
-        "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
-        "precision": precision or model.compute_dtype,
-        "parameters": model.count_params(),
-        "classes": model.num_classes,
-        "versions": {
-            "mrcnn_tf": mrcnn_tf.__version__,
-            "tensorflow": tf.__version__,
-            "keras": keras.__version__,
-        },
-        "settings": {**settings, "backbone": model.backbone.get_config()},
-        "metrics": None,
-        "training": None,
-    }
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str), encoding="utf-8")

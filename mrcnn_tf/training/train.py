@@ -21,6 +21,7 @@ from mrcnn_tf.data.pipeline import step_image_ids
 from mrcnn_tf.evaluation.coco import format_table
 from mrcnn_tf.evaluation.huddled import format_huddled
 from mrcnn_tf.evaluation.run import EvaluationResult, evaluate_model
+from mrcnn_tf.export.card import training_of
 from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.models.class_rows import reclassed
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
@@ -220,7 +221,9 @@ def finish(
     visualize.plot_history(folder, history)
     exported = None
     if config.export.saved_model:
-        exported = export_saved_model(model, Path(config.export.folder) / config.name)
+        exported = export_saved_model(
+            model, Path(config.export.folder) / config.name, card=training_of(folder)
+        )
     print(f"\nrun folder   {folder}\nmodel        {folder / 'model.keras'}")
     if exported:
         print(f"SavedModel   {exported}")

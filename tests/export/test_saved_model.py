@@ -2,113 +2,260 @@
 
 from __future__ import annotations
 
-import io
 import json
-import subprocess
-import sys
+import os
 
-import cv2
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from PIL import Image
 
-from mrcnn_tf.export.saved_model import export_saved_model
+from mrcnn_tf.data.images import read_image
+from mrcnn_tf.export import check, saved_model
+from mrcnn_tf.export.check import ExportError, detections_of, run_alone
+from mrcnn_tf.export.saved_model import export_saved_model, put_in_place
+from mrcnn_tf.export.signatures import make_signatures
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from tests.tiny import CLASSES, make_model
 
-# Run in a folder without the package, with Keras out of reach.
-READER = """
-import sys, json
-sys.modules["keras"] = None
-sys.modules["mrcnn_tf"] = None
-import numpy as np, tensorflow as tf
-folder, inputs, outputs = sys.argv[1:]
-loaded = tf.saved_model.load(folder)
-data = np.load(inputs)
-out = {}
-for name in ("a", "b"):
-    result = loaded.signatures["image"](images=tf.constant(data[name]))
-    out.update({f"image/{name}/{k}": v.numpy() for k, v in result.items()})
-files = tf.constant([data["file_a"].tobytes(), data["file_b"].tobytes()])
-out.update({f"bytes/{k}": v.numpy() for k, v in loaded.signatures["serving_default"](image_bytes=files).items()})
-np.savez(outputs, **out)
-"""
+KINDS = [MaskRCNN, MaskRefiningRCNN]
 
 
-@pytest.fixture(scope="module", params=[MaskRCNN, MaskRefiningRCNN])
-def exported(request, tmp_path_factory):
-    keras.utils.set_random_seed(0)
-    model = make_model(request.param, score_threshold=0.0)
-    folder = tmp_path_factory.mktemp("saved") / "tiny"
-    return model, export_saved_model(model, folder)
+@pytest.fixture(scope="module", params=KINDS)
+def exported(request, export_tiny):
+    return export_tiny(request.param)
 
 
-def test_versions_rise_and_classes_travel(exported):
-    model, first = exported
-    assert first.name == "1"
-    second = export_saved_model(model, first.parent)
-    assert second.name == "2" and sorted(p.name for p in first.parent.iterdir()) == ["1", "2"]
-    classes = json.loads((first / "assets.extra" / "classes.json").read_text())
-    assert classes == {"class_names": CLASSES, "category_ids": [3, 5, 7, 11, 13, 90]}
+@pytest.fixture(scope="module")
+def loaded(exported):
+    return tf.saved_model.load(str(exported[1])).signatures
 
 
-def test_runs_without_the_package(exported, tmp_path):
+@pytest.fixture(scope="module")
+def photographs(data_dir):
+    return sorted((data_dir / "coco_mini" / "val2017").glob("*.jpg"))[:20]
+
+
+def assert_same(got, expected):
+    assert got.image_size == expected.image_size and len(got) == len(expected)
+    np.testing.assert_allclose(got.boxes, expected.boxes, atol=0.01)
+    np.testing.assert_allclose(got.scores, expected.scores, atol=1e-5)
+    for name in ("class_ids", "category_ids", "class_names"):
+        np.testing.assert_array_equal(getattr(got, name), getattr(expected, name))
+    np.testing.assert_allclose(got.masks, expected.masks, atol=0.5 / 255 + 1e-5)
+
+
+def test_photographs_without_the_package(exported, photographs, tmp_path):
     model, folder = exported
-    rng = np.random.default_rng(0)
-    a = rng.integers(0, 256, (48, 80, 3), np.uint8)
-    b = rng.integers(0, 256, (100, 60, 3), np.uint8)
-    encode = {n: cv2.imencode(".png", x[..., ::-1])[1].reshape(-1) for n, x in (("file_a", a), ("file_b", b))}
-    np.savez(tmp_path / "in.npz", a=a[None], b=b[None], **encode)
-    done = subprocess.run(
-        [sys.executable, "-c", READER, str(folder), "in.npz", "out.npz"],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    out = np.load(tmp_path / "out.npz")
-    for row, (name, image) in enumerate((("a", a), ("b", b))):
-        found = model.detect(image)
-        count = len(found)
-        assert count and out[f"image/{name}/num_detections"][0] == count == out["bytes/num_detections"][row]
-        for got in (
-            {
-                k: out[f"image/{name}/detection_{k}"][0, :count]
-                for k in ("boxes", "scores", "classes", "masks")
-            },
-            {k: out[f"bytes/detection_{k}"][row, :count] for k in ("boxes", "scores", "classes", "masks")},
-        ):
-            np.testing.assert_allclose(got["boxes"], found.boxes, atol=0.01)
-            np.testing.assert_allclose(got["scores"], found.scores, atol=1e-5)
-            np.testing.assert_array_equal(got["classes"], found.class_ids)
-            np.testing.assert_allclose(got["masks"] / 255, found.masks, atol=0.003)
+    own = np.array([-1], np.float32)
+    calls = {}
+    for i, path in enumerate(photographs):
+        data = np.frombuffer(path.read_bytes(), np.uint8)
+        calls |= {f"{s}/{i}/image_bytes/0": data for s in ("serving_default", "compact")}
+        calls |= {f"compact/{i}/{name}_threshold": own for name in ("score", "iou")}
+        calls[f"image/{i}/images"] = read_image(path)[None]
+    out = run_alone(folder, calls, tmp_path)
+    assert len({read_image(path).shape for path in photographs}) > 5
+    for i, path in enumerate(photographs):
+        expected = model.detect(read_image(path))
+        assert len(expected)
+        for signature in ("serving_default", "compact", "image"):
+            start = f"{signature}/{i}/"
+            outputs = {k.removeprefix(start): v for k, v in out.items() if k.startswith(start)}
+            assert outputs["status"].tolist() == [b"ok"]
+            assert_same(detections_of(outputs, 0), expected)
+    # Neither Python calls nor sparse-matrix variants, which a lean server build may lack; and no variables.
+    ops = set(out["operations"])
+    assert {"CropAndResize", "NonMaxSuppressionV4"} <= ops
+    refused = ("PyFunc", "EagerPyFunc", "SparseMatrix", "Mrcnn", "ReadVariable", "VarHandle")
+    assert not [op for op in ops if op.startswith(refused)]
 
 
-def test_stock_operations_only(exported):
-    from tensorflow.core.protobuf.saved_model_pb2 import SavedModel
-
-    proto = SavedModel()
-    proto.ParseFromString((exported[1] / "saved_model.pb").read_bytes())
-    graph = proto.meta_graphs[0].graph_def
-    ops = {n.op for n in graph.node} | {n.op for f in graph.library.function for n in f.node_def}
-    assert "CropAndResize" in ops and "NonMaxSuppressionV4" in ops
-    # Neither Python calls nor sparse-matrix variants, which a lean server build may lack.
-    assert not {op for op in ops if op.startswith(("PyFunc", "EagerPyFunc", "SparseMatrix", "Mrcnn"))}
-
-
-def test_jpeg_files_are_decoded_exactly(tmp_path):
-    """TensorFlow's quick default is up to 19 levels away, which moves boxes by pixels."""
+def test_padding_beyond_the_last_detection(exported, loaded):
+    """A higher threshold leaves rows empty: every output says so in its own way."""
+    model, _ = exported
     image = np.random.default_rng(0).integers(0, 256, (40, 56, 3), np.uint8)
-    image = cv2.resize(image, (64, 64), interpolation=cv2.INTER_CUBIC)
-    model = make_model(score_threshold=0.0)
-    served = tf.saved_model.load(export_saved_model(model, tmp_path / "served")).signatures
-    for ending in (".jpg", ".png"):
-        data = cv2.imencode(ending, image[..., ::-1])[1].tobytes()
-        pixels = np.asarray(Image.open(io.BytesIO(data)))
-        from_bytes = served["serving_default"](image_bytes=tf.constant([data]))
-        from_pixels = served["image"](images=tf.constant(pixels[None]))
-        np.testing.assert_array_equal(from_bytes["detection_scores"], from_pixels["detection_scores"])
-        np.testing.assert_array_equal(from_bytes["detection_boxes"], from_pixels["detection_boxes"])
+    data = tf.io.encode_png(image)[None]
+    scores = model.detect(image).scores
+    threshold = float(scores[3])
+    out = {
+        k: v.numpy()
+        for k, v in loaded["compact"](
+            image_bytes=data, score_threshold=[threshold], iou_threshold=[-1.0]
+        ).items()
+    }
+    count = out["num_detections"][0]
+    assert 0 < count < len(scores) and (out["detection_scores"][0, :count] > threshold).all()
+    assert not out["detection_boxes"][0, count:].any() and not out["detection_scores"][0, count:].any()
+    assert (out["detection_classes"][0, count:] == -1).all()
+    assert (out["detection_category_ids"][0, count:] == -1).all()
+    for name in ("detection_class_names", "detection_masks_bytes"):
+        assert (out[name][0, count:] == b"").all() and (out[name][0, :count] != b"").all()
+
+
+def test_damaged_files_harm_nobody(exported, loaded, photographs):
+    model, _ = exported
+    good = photographs[0].read_bytes()
+    files = [good, good[: len(good) // 2], b"text", b"", good]
+    out = {k: v.numpy() for k, v in loaded["serving_default"](image_bytes=tf.constant(files)).items()}
+    assert [s.decode().split()[0] for s in out["status"]] == ["ok", "damaged", "neither", "empty:", "ok"]
+    assert (out["num_detections"] > 0).tolist() == [True, False, False, False, True]
+    assert out["image_size"][1:4].tolist() == [[0, 0]] * 3
+    assert not out["detection_boxes"][1:4].any() and np.isfinite(out["detection_boxes"]).all()
+    for row in (0, 4):
+        assert_same(detections_of(out, row), model.detect(read_image(photographs[0])))
+
+
+def test_only_damaged_files(loaded):
+    out = loaded["compact"](image_bytes=[b"text"], score_threshold=[-1.0], iou_threshold=[-1.0])
+    assert out["num_detections"].numpy().tolist() == [0]
+
+
+def test_thresholds_by_image(exported, loaded):
+    model, _ = exported
+    image = np.random.default_rng(1).integers(0, 256, (64, 64, 3), np.uint8)
+    expected = model.detect(image)
+    score = float(expected.scores[9])
+    out = loaded["compact"](
+        image_bytes=tf.repeat(tf.io.encode_png(image)[None], 2),
+        score_threshold=[-1.0, score],
+        iou_threshold=[-1.0, 0.05],
+    )
+    out = {k: v.numpy() for k, v in out.items()}
+    assert_same(detections_of(out, 0), expected)
+    config = {**model.get_config(), "score_threshold": score, "nms_threshold": 0.05}
+    again = type(model).from_config(config)
+    again.set_weights(model.get_weights())
+    assert 0 < len(again.detect(image)) < len(expected)
+    assert_same(detections_of(out, 1), again.detect(image))
+
+
+def test_full_masks(exported, loaded, photographs):
+    model, _ = exported
+    files = [path.read_bytes() for path in photographs[:2]]
+    out = loaded["full_masks"](image_bytes=tf.constant(files))
+    masks = out["detection_masks_reframed"].numpy()
+    assert masks.dtype == np.uint8 and masks.max() == 1
+    for row, path in enumerate(photographs[:2]):
+        expected = model.detect(read_image(path)).dense_masks()
+        count, height, width = expected.shape
+        assert (masks[row, :count, :height, :width] != expected).mean() < 1e-4
+        assert not masks[row, count:].any() and not masks[row, :, height:].any()
+
+
+def test_norms_are_folded():
+    """Every kernel of a convolution is a constant, in the type that it is used in."""
+    model = make_model()
+    config = model.get_config()
+    config["backbone"]["config"]["norm"] = "batch"
+    model = MaskRCNN.from_config(config)
+    bytes_of = {}
+    for precision, kind in (("float32", tf.float32), ("bfloat16", tf.bfloat16)):
+        graph = make_signatures(model, precision=precision)["image"].graph.as_graph_def()
+        bodies = [f.node_def for f in graph.library.function]
+        kernels = []
+        for nodes in bodies:
+            by_name = {n.name: n for n in nodes}
+            kernels += [by_name[n.input[1].split(":")[0]] for n in nodes if n.op == "Conv2D"]
+        # The backbone's 20, the pyramid's 8, the RPN's 3 on each of 5 levels, the mask head's 2.
+        assert len(kernels) == 45
+        assert all(n.op == "Const" and n.attr["dtype"].type == kind.as_datatype_enum for n in kernels)
+        assert not [n.name for nodes in bodies for n in nodes if n.op in ("Rsqrt", "ReadVariableOp")]
+        bytes_of[precision] = sum(n.ByteSize() for n in kernels)
+    assert bytes_of["bfloat16"] < 0.6 * bytes_of["float32"]
+    assert model.compute_dtype == model.backbone.compute_dtype == "float32"
+
+
+def test_assets(exported):
+    model, folder = exported
+    extra = folder / "assets.extra"
+    classes = json.loads((extra / "classes.json").read_text())
+    assert classes == {"class_names": CLASSES, "category_ids": [3, 5, 7, 11, 13, 90]}
+    card = json.loads((extra / "model_card.json").read_text())
+    assert card["model"] == type(model).__name__ and card["versions"]["tensorflow"] == tf.__version__
+    assert card["settings"]["box_head"]["units"] == 32 and card["settings"]["min_size"] == 64
+
+
+def test_versions_rise_and_never_replace_one(tmp_path):
+    for name in ("1", "7", ".partial-x", "notes"):
+        (tmp_path / "m" / name).mkdir(parents=True)
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "saved_model.pb").write_text("new")
+    assert put_in_place(tmp_path / "new", tmp_path / "m").name == "8"
+
+
+def test_two_exports_at_once(tmp_path, monkeypatch):
+    """Another process took the number between looking and renaming."""
+    for name in ("new", "other"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "saved_model.pb").write_text(name)
+    folder = tmp_path / "m"
+    folder.mkdir()
+    rename = os.rename
+
+    def slow_rename(source, target):
+        monkeypatch.setattr(saved_model.os, "rename", rename)
+        rename(tmp_path / "other", folder / "1")
+        rename(source, target)
+
+    monkeypatch.setattr(saved_model.os, "rename", slow_rename)
+    assert put_in_place(tmp_path / "new", folder).name == "2"
+    assert [(folder / n / "saved_model.pb").read_text() for n in "12"] == ["other", "new"]
+
+
+def test_the_check_passes_and_fails(export_tiny, monkeypatch):
+    model, folder = export_tiny(MaskRCNN)
+    run, outputs = check.run_alone, {}
+
+    def run_once(*arguments):
+        if not outputs:
+            outputs.update(run(*arguments))
+        return outputs
+
+    monkeypatch.setattr(check, "run_alone", run_once)
+    check.check_folder(model, folder)
+    other = MaskRCNN.from_config(model.get_config())
+    other.set_weights(model.get_weights())
+    other.rpn.set_weights([w + 0.1 for w in other.rpn.get_weights()])
+    with pytest.raises(ExportError, match="detections are not among the exported one's"):
+        check.check_folder(other, folder)
+    for name, value, message in (
+        ("serving_default/damaged/status", np.array([b"ok"] * 4), "truncated.jpg has the status 'ok'"),
+        ("operations", np.array(["Conv2D", "MrcnnRoiAlign"]), "no stock server has: MrcnnRoiAlign"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setitem(outputs, name, value)
+            with pytest.raises(ExportError, match=message):
+                check.check_folder(model, folder)
+
+
+def test_a_folder_that_cannot_be_loaded(export_tiny, tmp_path):
+    with pytest.raises(ExportError, match="cannot run it without this package"):
+        check.check_folder(export_tiny(MaskRCNN)[0], tmp_path)
+
+
+def test_an_export_that_fails_its_check_does_not_appear(tmp_path, monkeypatch):
+    def fails(*arguments, **settings):
+        raise ExportError("not the same")
+
+    monkeypatch.setattr(saved_model, "make_signatures", lambda *_, **__: {})
+    monkeypatch.setattr(saved_model, "check_folder", fails)
+    with pytest.raises(ExportError, match="not the same"):
+        export_saved_model(make_model(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="file"):
+        export_saved_model(make_model(), tmp_path / "file")
+
+    def full(*arguments, **settings):
+        raise tf.errors.ResourceExhaustedError(None, None, "No space left on device")
+
+    monkeypatch.setattr(saved_model, "make_signatures", full)
+    with pytest.raises(OSError, match="No space left on device.*earlier versions are untouched"):
+        export_saved_model(make_model(), tmp_path / "m")
+    assert not list((tmp_path / "m").iterdir())
+    with pytest.raises(ValueError, match="precision is 'int4'; it must be one of float32, bfloat16"):
+        export_saved_model(make_model(), tmp_path / "m", precision="int4")

@@ -1,29 +1,49 @@
-"""`mrcnn predict`: pictures of what a model finds in files, folders, globs and videos."""
+"""`mrcnn predict`: pictures of what a model finds in files, folders, globs and videos.
+
+The main thread runs the network; other threads decode what comes next, and draw and write what was found.
+"""
 
 from __future__ import annotations
 
 import glob
+import itertools
 import json
 import os
 import sys
-from collections.abc import Iterator, Sequence
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
 from mrcnn_tf import visualize
 from mrcnn_tf.data.images import read_image
+from mrcnn_tf.models.detections import Detections
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
+WORKERS = 4
+# So many pictures are decoded before the network is ready for them, and so many are being written behind it. With the
+# one in the network, and the images that wait for the end of a video, at most 3 * AHEAD + 1 are in memory.
+AHEAD = 4
+
+T = TypeVar("T")
+Rows = list[dict[str, Any]]
+Jobs = Generator[tuple[str, "Future[Rows]"], None, None]
 
 
 def predict_paths(model: MaskRCNN, paths: Sequence[str], out: str | Path, *, score: float = 0.5) -> list[str]:
     """Draws detections into copies of the pictures and lists them in `out/predictions.json`.
+
+    An interrupt leaves what was detected until then: whole pictures, the videos' first frames, and the list of both.
 
     Args:
         model: the model.
@@ -40,85 +60,182 @@ def predict_paths(model: MaskRCNN, paths: Sequence[str], out: str | Path, *, sco
     files = expand(paths)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
-    names = output_names(files)
-    entries: list[dict[str, Any]] = []
+    entries: Rows = []
     failed: list[str] = []
-    first = 1  # COCO wants a number for each image: these count pictures and frames
-    for file in tqdm(files, unit="file", dynamic_ncols=True):
+    count: Counter[str] = Counter()
+    seconds: defaultdict[str, float] = defaultdict(float)
+    pending: deque[tuple[str, Future[Rows]]] = deque()
+    model.detect(np.zeros((1, 64, 3), np.uint8))  # builds the graph, which is no part of the speed
+    clock = time.perf_counter()
+
+    def settle() -> None:
+        """Takes the rows of the oldest job: they get the files' order."""
+        nonlocal clock
+        kind, job = pending[0]
+        wait([job])  # an interrupt here leaves the job in its place
+        pending.popleft()
         try:
-            if file.suffix.lower() in VIDEOS:
-                rows = predict_video(model, file, folder / f"{names[file]}.mp4", score, first)
-            else:
-                rows = predict_image(model, file, folder / f"{names[file]}.png", score, first)
+            entries.extend(job.result())
+            count[kind] += 1
         except (ValueError, OSError) as error:
             failed.append(str(error))
             tqdm.write(f"error: {error}", file=sys.stderr)
-            continue
-        entries += rows
-        first = rows[-1]["image_id"] + 1 if rows else first + 1
-    aside = folder / "predictions.partial"
-    aside.write_text(json.dumps(entries))
-    os.replace(aside, folder / "predictions.json")
-    print(
-        f"{len(files) - len(failed)} of {len(files)} files done, {len(entries)} detections from score {score} on; "
-        f"pictures and predictions.json are in {folder}"
-    )
+        clock, before = time.perf_counter(), clock
+        seconds[kind] += clock - before
+
+    try:
+        with (
+            ThreadPoolExecutor(WORKERS) as pool,
+            closing(predict_files(model, files, folder, score, pool)) as jobs,
+        ):
+            for job in jobs:
+                pending.append(job)
+                if len(pending) > AHEAD:
+                    settle()
+    finally:
+        while pending:
+            settle()
+        aside = folder / "predictions.partial"
+        aside.write_text(json.dumps(entries))
+        os.replace(aside, folder / "predictions.json")
+        speed = [
+            f", {count[kind] / seconds[kind]:.1f} {kind}/s" for kind in ("images", "frames") if count[kind]
+        ]
+        print(
+            f"{count['images'] + count['videos']} of {len(files)} files done, "
+            f"{len(entries)} detections from score {score} on{''.join(speed)}; "
+            f"pictures and predictions.json are in {folder}"
+        )
     return failed
 
 
-def predict_image(
-    model: MaskRCNN, file: Path, target: Path, score: float, number: int
-) -> list[dict[str, Any]]:
-    """Draws one picture; returns its COCO results with this image id, each with the file's name."""
-    image = read_image(file)
-    found = model.detect(image, score_threshold=np.nextafter(np.float32(score), np.float32(-1)))
-    visualize.save(target, visualize.draw(image, found))
-    return [{**row, "file_name": str(file)} for row in found.to_coco(number)]
+def predict_files(
+    model: MaskRCNN, files: Sequence[Path], folder: Path, score: float, pool: ThreadPoolExecutor
+) -> Jobs:
+    """Detects on file after file.
+
+    Yields:
+        For each image `"images"`, for each frame of a video `"frames"`, at its end `"videos"`; and the COCO results
+        that there will be once the picture is written, or the error. Image ids count pictures and frames.
+    """
+    names = output_names(files)
+    numbers = itertools.count(1)
+    reads = ahead(None if is_video(file) else pool.submit(read_image, file) for file in files)
+    for file, read in zip(tqdm(files, unit="file", dynamic_ncols=True), reads, strict=True):
+        if read is None:
+            try:
+                yield from predict_video(model, file, folder / f"{names[file]}.mp4", score, numbers, pool)
+                yield "videos", ended([])
+            except (ValueError, OSError) as error:
+                yield "videos", ended(error)
+        elif (failure := read.exception()) is not None:
+            yield "images", ended(failure)
+        else:
+            image, target = read.result(), folder / f"{names[file]}.png"
+            found = detect(model, image, score)
+            yield "images", pool.submit(write_image, file, target, image, found, next(numbers))
 
 
 def predict_video(
-    model: MaskRCNN, file: Path, target: Path, score: float, first: int
-) -> list[dict[str, Any]]:
-    """Draws every frame of a video; returns COCO results, each with the file's name and the frame's number.
+    model: MaskRCNN, file: Path, target: Path, score: float, numbers: Iterator[int], pool: ThreadPoolExecutor
+) -> Jobs:
+    """Detects on frame after frame; yields what `predict_files` does for each.
 
-    Image ids count the frames from `first` on, frame numbers from 0.
+    Raises:
+        ValueError: the video has no frames.
+        OSError: the target cannot be written.
     """
-    rows: list[dict[str, Any]] = []
     video = cv2.VideoCapture(str(file))
-    writer = None
+    rate = video.get(cv2.CAP_PROP_FPS) or 25.0
+    total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
+    writer = written = None
     try:
-        rate = video.get(cv2.CAP_PROP_FPS) or 25.0
-        total = int(video.get(cv2.CAP_PROP_FRAME_COUNT)) or None
-        for number, frame in enumerate(
-            tqdm(frames(video), total=total, desc=file.name, unit="frame", leave=False)
-        ):
-            found = model.detect(frame, score_threshold=np.nextafter(np.float32(score), np.float32(-1)))
-            picture = visualize.draw(frame, found, size=max(frame.shape[:2]))
+        bar = tqdm(frames(video), total=total, desc=file.name, unit="frame", leave=False)
+        for index, frame in enumerate(bar):
             if writer is None:
-                size = picture.shape[1], picture.shape[0]
+                size = frame.shape[1], frame.shape[0]
                 writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
                 if not writer.isOpened():
                     raise OSError(f"{target}: OpenCV cannot write this video; is the folder writable?")
-            writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
-            rows += [
-                {**row, "file_name": str(file), "frame": number} for row in found.to_coco(first + number)
-            ]
+            found = detect(model, frame, score)
+            written = pool.submit(write_frame, file, writer, frame, found, next(numbers), index, written)
+            yield "frames", written
     finally:
-        video.release()
+        if written is not None:
+            wait([written])
         if writer is not None:
             writer.release()
     if writer is None:
         raise ValueError(f"{file}: OpenCV finds no frame in this video; is it complete?")
+
+
+def detect(model: MaskRCNN, image: NDArray[np.uint8], score: float) -> Detections:
+    """The detections from this score on."""
+    return model.detect(image, score_threshold=float(np.nextafter(np.float32(score), np.float32(-1))))
+
+
+def write_image(file: Path, target: Path, image: NDArray[np.uint8], found: Detections, number: int) -> Rows:
+    """Draws one picture; returns its COCO results with this image id, each with the file's name."""
+    visualize.save(target, visualize.draw(image, found))
+    return [{**row, "file_name": str(file)} for row in found.to_coco(number)]
+
+
+def write_frame(
+    file: Path,
+    writer: cv2.VideoWriter,
+    frame: NDArray[np.uint8],
+    found: Detections,
+    number: int,
+    index: int,
+    before: Future[Rows] | None,
+) -> Rows:
+    """Draws one frame and, once the one `before` is written, writes it; returns what `write_image` does and `index`."""
+    picture = visualize.draw(frame, found, size=max(frame.shape[:2]))
+    rows = [{**row, "file_name": str(file), "frame": index} for row in found.to_coco(number)]
+    if before is not None:
+        before.result()
+    writer.write(cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
     return rows
 
 
-def frames(video: cv2.VideoCapture) -> Iterator[np.ndarray]:
+def frames(video: cv2.VideoCapture) -> Iterator[NDArray[np.uint8]]:
     """The frames, uint8 `[H, W, 3]` RGB."""
-    while True:
+
+    def read() -> NDArray[np.uint8] | None:
         there, frame = video.read()
-        if not there:
-            return
-        yield cv2.cvtColor(frame, cv2.COLOR_BGR2RGB)
+        return np.asarray(cv2.cvtColor(frame, cv2.COLOR_BGR2RGB), np.uint8) if there else None
+
+    with ThreadPoolExecutor(1) as reader:  # one thread: frames come in order
+        for made in ahead(reader.submit(read) for _ in itertools.count()):
+            frame = made.result()
+            if frame is None:
+                return
+            yield frame
+
+
+def ended(outcome: Rows | BaseException) -> Future[Rows]:
+    """A job that has come to its end."""
+    job: Future[Rows] = Future()
+    if isinstance(outcome, BaseException):
+        job.set_exception(outcome)
+    else:
+        job.set_result(outcome)
+    return job
+
+
+def ahead(items: Iterable[T]) -> Iterator[T]:
+    """The items, each taken from where they come AHEAD places before its turn."""
+    waiting: deque[T] = deque()
+    for item in items:
+        waiting.append(item)
+        if len(waiting) > AHEAD:
+            yield waiting.popleft()
+    yield from waiting
+
+
+def is_video(file: Path) -> bool:
+    """By its name."""
+    return file.suffix.lower() in VIDEOS
 
 
 def expand(paths: Sequence[str]) -> list[Path]:

@@ -105,7 +105,9 @@ def export_litert(
         os.replace(aside, file)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise OSError(f"{file}: could not be written ({error}); what was there before is untouched") from error
+        raise OSError(
+            f"{file}: could not be written ({error}); what was there before is untouched"
+        ) from error
     compared = images[:COMPARED_IMAGES]
     return LiteRTReport(
         file=file,
@@ -130,7 +132,9 @@ def calibration_images(source: str | Path | Iterable[NDArray[np.uint8]] | None) 
         folder = Path(source)
         if not folder.is_dir():
             raise FileNotFoundError(f"{folder}: no such folder of calibration images")
-        files = [path for path in sorted(folder.iterdir()) if path.is_file() and cv2.haveImageReader(str(path))]
+        files = [
+            path for path in sorted(folder.iterdir()) if path.is_file() and cv2.haveImageReader(str(path))
+        ]
         if not files:
             raise FileNotFoundError(f"{folder}: no images in this folder")
         chosen = np.linspace(0, len(files) - 1, min(len(files), CALIBRATION_IMAGES)).astype(int)
@@ -217,6 +221,8 @@ def operations(data: bytes) -> dict[str, int]:
     graphs = [file.Subgraphs(i) for i in range(file.SubgraphsLength())]
     return dict(
         Counter(
-            kinds[graph.Operators(i).OpcodeIndex()] for graph in graphs for i in range(graph.OperatorsLength())
+            kinds[graph.Operators(i).OpcodeIndex()]
+            for graph in graphs
+            for i in range(graph.OperatorsLength())
         ).most_common()
     )

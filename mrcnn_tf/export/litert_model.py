@@ -81,7 +81,8 @@ def detections_of(
     """Outputs of `static_function`, arrays, as a result in coordinates of an image of this size."""
     count = int(outputs["num_detections"][0])
     boxes, scores, classes, masks = (
-        np.asarray(outputs[f"detection_{name}"])[0, :count] for name in ("boxes", "scores", "classes", "masks")
+        np.asarray(outputs[f"detection_{name}"])[0, :count]
+        for name in ("boxes", "scores", "classes", "masks")
     )
     height, width = image_size
     return Detections(
@@ -91,7 +92,7 @@ def detections_of(
         class_ids=classes,
         category_ids=np.array([ids[c - 1] for c in classes], np.int64),
         class_names=[class_names[c - 1] for c in classes],
-        masks=masks / np.float32(255),
+        masks=masks,
     )
 
 
@@ -109,7 +110,7 @@ class Agreement:
         detections: the Keras model's.
         again: how many of these the file found again.
         boxes, scores, masks: of those, mean and largest difference: of coordinates in pixels of the input, of scores,
-            of mask probabilities (which files hold in steps of 1/255).
+            of mask probabilities.
     """
 
     images: int
@@ -158,7 +159,8 @@ def agreement(
                 )
                 differences.append([(np.abs(a - b).mean(), np.abs(a - b).max()) for a, b in pairs])
     spread = np.array(differences).reshape(-1, 3, 2)
-    means, largest = spread[:, :, 0].mean(0), spread[:, :, 1].max(0, initial=0.0)
+    means = spread[:, :, 0].sum(0) / max(len(spread), 1)
+    largest = spread[:, :, 1].max(0, initial=0.0)
     values = [(float(mean), float(most)) for mean, most in zip(means, largest, strict=True)]
     return Agreement(len(inputs), total, len(spread), *values)
 
@@ -213,7 +215,9 @@ def compare_litert(
     weights = sum(int(np.prod(w.shape)) for w in model.weights) * 4
     rows = [("Keras", weights, keras)]
     for file in map(Path, files):
-        rows.append((file.name, file.stat().st_size, evaluate_litert(LiteRTModel(file), dataset, first=first)))
+        rows.append(
+            (file.name, file.stat().st_size, evaluate_litert(LiteRTModel(file), dataset, first=first))
+        )
     cells = []
     for name, size, metrics in rows:
         ap = [100 * metrics[f"{kind}/AP"] for kind in ("bbox", "segm")]

@@ -51,5 +51,7 @@ def export_onnx(model: MaskRCNN, file: str | Path, *, size: tuple[int, int] | No
         os.replace(aside, file)
     except OSError as error:
         aside.unlink(missing_ok=True)
-        raise OSError(f"{file}: could not be written ({error}); what was there before is untouched") from error
+        raise OSError(
+            f"{file}: could not be written ({error}); what was there before is untouched"
+        ) from error
     return file

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.export.frozen import frozen
+from mrcnn_tf.export.folded import folded
 from mrcnn_tf.export.images import decode
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
@@ -21,7 +21,7 @@ def make_signatures(
 ) -> dict[str, tf.types.experimental.ConcreteFunction]:
     """The functions of a SavedModel by name; see `export_saved_model` for their inputs and outputs."""
     served = servable_copy(model, precision)
-    detect = frozen_detect(served)
+    detect = folded_detect(served)
 
     def traced(function: Callable, *inputs: tf.TensorSpec) -> tf.types.experimental.ConcreteFunction:
         return tf.function(function, input_signature=inputs, autograph=False).get_concrete_function()
@@ -66,8 +66,8 @@ def servable_copy(model: MaskRCNN, precision: str | None) -> MaskRCNN:
     return served
 
 
-def frozen_detect(model: MaskRCNN) -> Callable[..., dict[str, tf.Tensor]]:
-    """`model.call` on canvases, sizes and both thresholds, as one frozen graph that all signatures share."""
+def folded_detect(model: MaskRCNN) -> Callable[..., dict[str, tf.Tensor]]:
+    """`model.call` on canvases, sizes and both thresholds, as one graph without variables that all signatures share."""
     names = ("boxes", "scores", "classes", "masks")
 
     def call(
@@ -84,7 +84,7 @@ def frozen_detect(model: MaskRCNN) -> Callable[..., dict[str, tf.Tensor]]:
 
     shapes = ([None, None, None, 3], [None, 2], [None], [None])
     signature = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
-    graph = frozen(tf.function(call, input_signature=signature, autograph=False).get_concrete_function())
+    graph = folded(call, model, signature)
     return lambda *inputs: dict(zip(names, graph(*inputs), strict=True))
 
 

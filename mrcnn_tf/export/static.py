@@ -9,8 +9,8 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from mrcnn_tf.export.frozen import frozen
-from mrcnn_tf.export.signatures import as_levels, servable_copy
+from mrcnn_tf.export.folded import folded
+from mrcnn_tf.export.signatures import servable_copy
 from mrcnn_tf.layers.preprocess import resize
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
@@ -55,7 +55,7 @@ def static_function(model: MaskRCNN, size: tuple[int, int]) -> tf.types.experime
         A function of `image`, uint8 `[1, H, W, 3]`, and `image_size`, int32 `[2]`, the height and width that the
         picture takes of it, without variables. It returns `num_detections` int32 `[1]`; `detection_boxes` float32
         `[1, D, 4]` in pixels of `image`; `detection_scores` float32 `[1, D]`; `detection_classes` int32 `[1, D]`, -1
-        beyond `num_detections`; `detection_masks` uint8 `[1, D, m, m]`, 0 to 255.
+        beyond `num_detections`; `detection_masks` float32 `[1, D, m, m]`, probabilities on a grid over the box.
     """
     model.roi_align["backend"] = "gather"
     inputs = [tf.TensorSpec([1, *size, 3], tf.uint8, "image"), tf.TensorSpec([2], tf.int32, "image_size")]
@@ -63,9 +63,9 @@ def static_function(model: MaskRCNN, size: tuple[int, int]) -> tf.types.experime
     def call(image: tf.Tensor, image_size: tf.Tensor) -> list[tf.Tensor]:
         images, sizes = tf.cast(image, tf.float32), tf.cast(image_size, tf.float32)[None]
         found = model({"images": images, "image_sizes": sizes}, training=False)
-        return [found["boxes"], found["scores"], found["classes"], as_levels(found["masks"])]
+        return [found[name] for name in ("boxes", "scores", "classes", "masks")]
 
-    detect = frozen(tf.function(call, input_signature=inputs, autograph=False).get_concrete_function())
+    detect = folded(call, model, inputs)
 
     def named(image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         outputs = dict(zip(OUTPUTS, detect(image, image_size), strict=True))

@@ -8,7 +8,7 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, overload
 
@@ -92,7 +92,7 @@ class Client:
     @overload
     def detect(
         self,
-        images: Iterable[Image],
+        images: list[Any],
         score_threshold: float | None = ...,
         iou_threshold: float | None = ...,
     ) -> list[Detections]: ...
@@ -100,7 +100,7 @@ class Client:
     @overload
     def detect(
         self,
-        images: Iterable[Image],
+        images: list[Any],
         score_threshold: float | None = ...,
         iou_threshold: float | None = ...,
         *,
@@ -121,8 +121,8 @@ class Client:
             images: the path of a JPEG or PNG file, the bytes of one, a uint8 array `[h, w, 3]` in RGB order, or any
                 mixture of these in a list. Files travel as they are, arrays as PNG: that has no loss, where JPEG
                 would change the pixels and with them what is found.
-            score_threshold: leaves out detections up to this score, in [0, 1]; None: the model's own.
-            iou_threshold: of the suppression of overlapping detections, in [0, 1]; None: the model's own.
+            score_threshold: leaves out detections up to this score, in [0, 1], instead of up to the model's own.
+            iou_threshold: of the suppression of overlapping detections, in [0, 1], instead of the model's own.
             on_error: `"raise"`, or `"return"` for an `ImageError` in the place of each image that cannot be used,
                 beside the results of the others.
 
@@ -143,7 +143,7 @@ class Client:
                 raise ValueError(f"{name} must be in [0, 1], not {value}")
         if on_error not in ("raise", "return"):
             raise ValueError(f'on_error must be "raise" or "return", not {on_error!r}')
-        single = isinstance(images, (str, os.PathLike, bytes)) or getattr(images, "ndim", 4) != 4
+        single = not isinstance(images, (list, tuple)) and getattr(images, "ndim", 3) != 4
         images = [images] if single else list(images)
         # To the exported signature, a number below 0 is None.
         settings = {name: -1.0 if value is None else float(value) for name, value in thresholds.items()}
@@ -242,8 +242,7 @@ def _encode(image: Any, name: str) -> bytes:
             f"{name} must be a path, the bytes of a file or uint8 [height, width, 3] in RGB order, "
             f"not {image.dtype} {image.shape}"
         )
-    # Twice as quick as higher levels, for a few per cent more bytes.
-    return cv2.imencode(".png", image[..., ::-1], [cv2.IMWRITE_PNG_COMPRESSION, 1])[1].tobytes()
+    return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
 def _detections(row: dict[str, Any], name: str) -> Detections:

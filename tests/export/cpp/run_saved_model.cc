@@ -78,7 +78,7 @@ int main(int argc, char** argv) {
   check(model.GetSession()->Run(inputs, fetches, {}, &outputs));
   for (size_t i = 0; i < names.size(); ++i) {
     tf::TensorProto proto;
-    outputs[i].AsProtoTensorContent(&proto);
+    outputs[i].AsProtoField(&proto);
     check(tf::WriteStringToFile(tf::Env::Default(), out + "/" + names[i] + ".pb", proto.SerializeAsString()));
   }
 }

@@ -1,34 +1,44 @@
-"""A traced function whose variables are constants, and everything that follows from constants alone computed."""
+"""A function of a model whose weights are constants, with everything computed that follows from them alone."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import keras
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
 
 # TensorFlow has no public names for these; its own LiteRT converter takes the same way.
 from tensorflow.python.eager.wrap_function import function_from_graph_def
-from tensorflow.python.framework.convert_to_constants import convert_variables_to_constants_v2
 from tensorflow.python.grappler import tf_optimizer
 from tensorflow.python.training.saver import export_meta_graph
 
 
-def frozen(function: tf.types.experimental.ConcreteFunction) -> tf.types.experimental.ConcreteFunction:
-    """The same function without variables.
+def folded(
+    function: Callable[..., list[tf.Tensor]], model: keras.Model, signature: list[tf.TensorSpec]
+) -> tf.types.experimental.ConcreteFunction:
+    """A graph without variables.
 
-    Batch norms are folded into the kernels before them for good, and kernels have the type that they are used in.
+    Batch norms are part of the kernels before them for good, and kernels have the type that they are used in.
 
     Args:
-        function: with flat inputs and outputs.
+        function: of tensors, calls the model and returns a list.
+        model: built.
+        signature: of the function's arguments.
 
     Returns:
-        A function of the same inputs, as positional arguments, that returns a list of the same outputs.
+        The same function of positional arguments.
     """
-    constant = convert_variables_to_constants_v2(function, lower_control_flow=False)
-    inputs, outputs = ([t.name for t in tensors] for tensors in (constant.inputs, constant.outputs))
-    meta_graph = export_meta_graph(graph_def=constant.graph.as_graph_def(), graph=constant.graph)
+    values = [(weight, weight.numpy()) for weight in model.variables]
+
+    def with_constants(*inputs: tf.Tensor) -> list[tf.Tensor]:
+        with keras.StatelessScope([(weight, tf.constant(value)) for weight, value in values]):
+            return function(*inputs)
+
+    traced = tf.function(with_constants, input_signature=signature, autograph=False).get_concrete_function()
+    inputs, outputs = ([t.name for t in tensors] for tensors in (traced.inputs, traced.outputs))
+    meta_graph = export_meta_graph(graph_def=traced.graph.as_graph_def(), graph=traced.graph)
     ends = meta_graph_pb2.CollectionDef()
     ends.node_list.value.extend(inputs + outputs)
     meta_graph.collection_def["train_op"].CopyFrom(ends)
@@ -41,7 +51,7 @@ def frozen(function: tf.types.experimental.ConcreteFunction) -> tf.types.experim
     own = {f.signature.name for f in graph.library.function}
     rename(graph.node, own)
     for body in graph.library.function:
-        body.signature.name += "_frozen"
+        body.signature.name += "_folded"
         rename(body.node_def, own)
     return function_from_graph_def(graph, inputs, outputs)
 
@@ -52,4 +62,4 @@ def rename(nodes: Iterable[NodeDef], names: set[str]) -> None:
         for value in node.attr.values():
             for called in (value.func, *value.list.func):
                 if called.name in names:
-                    called.name += "_frozen"
+                    called.name += "_folded"

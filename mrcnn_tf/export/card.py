@@ -39,8 +39,17 @@ def training_of(run: Path) -> dict[str, Any]:
     metrics, config = run / "metrics.json", run / "config.yaml"
     return {
         "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else None,
-        "config": yaml.safe_load(config.read_text(encoding="utf-8")) if config.exists() else None,
+        "config": portable(yaml.safe_load(config.read_text(encoding="utf-8"))) if config.exists() else None,
     }
+
+
+def portable(value: Any) -> Any:
+    """A config without this machine's folders: of an absolute path, the name stays."""
+    if isinstance(value, dict):
+        return {key: portable(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [portable(item) for item in value]
+    return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
 
 
 def write_json(path: Path, value: Any) -> None:

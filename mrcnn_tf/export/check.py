@@ -102,7 +102,8 @@ def run_alone(folder: Path, calls: dict[str, np.ndarray], scratch: Path) -> dict
     """What `alone.py` gives for these calls."""
     inputs, outputs = scratch / "inputs.npz", scratch / "outputs.npz"
     np.savez(inputs, **calls)  # type: ignore[arg-type]
-    command = [sys.executable, str(ALONE), str(folder), str(inputs), str(outputs)]
+    # That process has a folder of its own, lest it finds this package in ours.
+    command = [sys.executable, str(ALONE), str(folder.resolve()), str(inputs), str(outputs)]
     done = subprocess.run(command, cwd=scratch, capture_output=True, text=True)
     if done.returncode:
         raise ExportError(f"TensorFlow cannot run it without this package:\n{done.stderr[-2000:]}")

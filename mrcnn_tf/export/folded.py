@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 import keras
+import numpy as np
 import tensorflow as tf
 from tensorflow.core.framework.node_def_pb2 import NodeDef
 from tensorflow.core.protobuf import config_pb2, meta_graph_pb2, rewriter_config_pb2
@@ -53,7 +54,21 @@ def folded(
     for body in graph.library.function:
         body.signature.name += "_folded"
         rename(body.node_def, own)
+        pack(body.node_def)
+    pack(graph.node)
     return function_from_graph_def(graph, inputs, outputs)
+
+
+def pack(nodes: Iterable[NodeDef]) -> None:
+    """Stores 16-bit constants as their bytes: grappler writes a number of two or three bytes for each value."""
+    for node in nodes:
+        if node.op != "Const":
+            continue
+        tensor = node.attr["value"].tensor
+        # Equal values at the end may have been left out.
+        if len(tensor.half_val) == np.prod([dim.size for dim in tensor.tensor_shape.dim]):
+            tensor.tensor_content = np.asarray(tensor.half_val, np.uint16).tobytes()
+            tensor.ClearField("half_val")
 
 
 def rename(nodes: Iterable[NodeDef], names: set[str]) -> None:

@@ -76,7 +76,7 @@ def export_litert(
         file: to write, such as `model.tflite`.
         size: height and width of the input, multiples of 32; None: those that the model was trained for.
         precision: `"float32"`; `"float16"`, weights of half the size; or `"int8"`: convolutions and matrix products in
-            integers, and with them the whole backbone and pyramid, unless these have group norms. Boxes, RoIAlign and
+            integers, and with them the whole backbone and pyramid, unless these have group norms or deformable convolution. Boxes, RoIAlign and
             scores stay float32: a step of an 8-bit coordinate would be several pixels.
         calibration: uint8 RGB images or a folder of images, like those that the file will see; of a folder, at most 50,
             spread over it. From them come the ranges of int8, and on the first ten the file is compared with the model.
@@ -151,33 +151,20 @@ def calibration_images(source: str | Path | Iterable[NDArray[np.uint8]] | None) 
 
 
 def convert(model: MaskRCNN, size: tuple[int, int], *, float16: bool = False) -> bytes:
-    """The file's bytes, in float32 or with float16 weights.
-
-    Raises:
-        ValueError: the model needs what LiteRT has no built-in operation for.
-    """
+    """The file's bytes, in float32 or with float16 weights."""
     function = static_function(model, size).get_concrete_function()
     converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if float16:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
         converter.target_spec.supported_types = [tf.float16]
-    try:
-        return converter.convert()
-    except Exception as error:  # the converter's own class has no public name
-        missing = sorted(set(re.findall(r"tf\.(\w+)", str(error))))
-        if type(error).__name__ != "ConverterError":
-            raise
-        raise ValueError(
-            f"LiteRT has no built-in operation for something in this model ({', '.join(missing) or error}); "
-            f"the backbone is {model.backbone.get_config()}"
-        ) from error
+    return converter.convert()
 
 
 def quantize(data: bytes, images: list[tuple[NDArray, NDArray]], model: MaskRCNN) -> bytes:
     """A float32 file in int8, see `export_litert`; `images` are its inputs."""
     try:
-        from ai_edge_quantizer import qtyping, quantizer
+        from ai_edge_quantizer import calibrator, qtyping, quantizer
     except ImportError as error:
         raise ImportError('int8 needs ai-edge-quantizer: pip install "mrcnn_tf[litert]"') from error
     # TensorFlow's own post-training quantizer cannot leave operations out reliably: it also rounds box coordinates.
@@ -185,8 +172,8 @@ def quantize(data: bytes, images: list[tuple[NDArray, NDArray]], model: MaskRCNN
     kind = qtyping.TFLOperationName
     integer = {".*": (kind.CONV_2D, kind.FULLY_CONNECTED)}
     for part in (model.backbone, model.fpn):
-        # A group norm's statistics need more than 8 bits.
-        if part.norm != "group":
+        # A group norm's statistics need more than 8 bits, and a deformable convolution computes indices.
+        if part.norm != "group" and not getattr(part, "deformable", ()):
             integer[rf"/{re.escape(part.name)}(_\d+)*/"] = (
                 *(kind.ADD, kind.PAD, kind.MAX_POOL_2D),
                 *(kind.RESHAPE, kind.BROADCAST_TO, kind.STRIDED_SLICE),
@@ -195,7 +182,8 @@ def quantize(data: bytes, images: list[tuple[NDArray, NDArray]], model: MaskRCNN
         for operation in kinds:
             tool.add_static_config(scope, operation, activation_num_bits=8, weight_num_bits=8)
     inputs = [{"image": image, "image_size": used} for image, used in images]
-    ranges = tool.calibrate({"serving_default": inputs}, num_threads=os.cpu_count() or 1)
+    mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED  # the other keeps all that is computed in memory
+    ranges = tool.calibrate({"serving_default": inputs}, num_threads=os.cpu_count() or 1, mode=mode)
     made = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(made.quantized_model)
 

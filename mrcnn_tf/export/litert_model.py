@@ -150,8 +150,10 @@ def agreement(
         if not len(boxes) or not len(got):
             continue
         iou = pairwise_iou(boxes, got.boxes).numpy() * (classes[:, None] == got.class_ids)
-        for row, column in enumerate(iou.argmax(1)):
+        for row in range(len(boxes)):
+            column = iou[row].argmax()
             if iou[row, column] >= 0.5:
+                iou[:, column] = 0.0  # each stands for one only
                 pairs = (
                     (boxes[row], got.boxes[column]),
                     (scores[row], got.scores[column]),

@@ -76,7 +76,9 @@ def export_saved_model(
     if precision not in (None, *PRECISIONS):
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
     folder = Path(folder)
-    aside = None
+    aside, logger = None, tf.get_logger()
+    level = logger.level
+    logger.setLevel("WARNING")  # it would tell where the folder was before it was moved
     try:
         folder.mkdir(parents=True, exist_ok=True)
         # A name that servers do not take for a version, and on the same disk.
@@ -98,6 +100,7 @@ def export_saved_model(
     except (OSError, tf.errors.OpError) as error:
         raise OSError(f"{folder}: could not be written ({error}); earlier versions are untouched") from error
     finally:
+        logger.setLevel(level)
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
 

@@ -120,8 +120,10 @@ class MaskRefiningRCNN(MaskRCNN):
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
         features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
         sizes, thresholds = self.limits(inputs["images"], sizes), self.thresholds(inputs)
+        # A lower threshold of a call needs more boxes; a higher one holds for the refined scores only.
+        threshold = tf.minimum(thresholds[0], self.score_threshold)
         boxes, classes, valid, row = self.boxes_to_refine(
-            proposals, valid, class_logits, box_deltas, sizes, thresholds[0]
+            proposals, valid, class_logits, box_deltas, sizes, threshold
         )
         class_logits = tf.gather(class_logits, row, batch_dims=1)
 

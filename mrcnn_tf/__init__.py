@@ -19,6 +19,7 @@ _PUBLIC = {
     "MaskRefiningRCNN": "mrcnn_tf.models.mask_refining_rcnn",
     "import_model": "mrcnn_tf.importer",
     "load_model": "mrcnn_tf.training.checkpoints",
+    "Client": "mrcnn_tf.serving",
     "train": "mrcnn_tf.training.train",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -133,8 +133,33 @@ def test_predict(made, tmp_path, capsys):
 
 
 def test_export(made, tmp_path, capsys):
-    assert main(["export", str(made[0]), "--out", str(tmp_path / "s")]) == 0
-    assert (tmp_path / "s" / "1" / "saved_model.pb").exists()
+    (tmp_path / "run").mkdir()
+    model = tmp_path / "run" / "model.keras"
+    model.write_bytes(made[0].read_bytes())
+    (tmp_path / "run" / "metrics.json").write_text('{"bbox/AP": 0.25}')
+    assert main(["export", str(model), "--out", str(tmp_path / "s"), "--no-check"]) == 0
+    assert str(tmp_path / "s" / "1") in capsys.readouterr().out
+    card = json.loads((tmp_path / "s" / "1" / "assets.extra" / "model_card.json").read_text())
+    assert card["metrics"] == {"bbox/AP": 0.25} and card["config"] is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--format", "onnx", "--full-masks"], "--full-masks is not for --format onnx"),
+        (["--format", "onnx", "--precision", "int8"], "--precision int8 is not for --format onnx"),
+        (["--size", "64x64"], "--size is not for --format saved_model"),
+        (["--precision", "int8"], "precision is 'int8'; it must be one of float32, bfloat16"),
+        (["--format", "litert", "--precision", "int8"], "int8 needs calibration images"),
+        (["--format", "litert", "--annotations", "a.json"], "--annotations and --images belong together"),
+        (["--format", "litert", "--size", "60x64"], "size is 60x64; both sides must be multiples of 32"),
+    ],
+)
+def test_export_mistakes(made, tmp_path, capsys, given, message):
+    assert message in error_of(capsys, "export", made[0], "--out", tmp_path / "s", *given)
+    with pytest.raises(SystemExit):
+        main(["export", str(made[0]), "--out", "x", "--size", "64"])
+    assert "'64'; give height and width in pixels, such as 480x640" in capsys.readouterr().err
 
 
 def test_check_data(made, tmp_path, capsys):

@@ -51,6 +51,8 @@ CONFIG: dict[str, Any] = {
         "checkpoint_every": 2,
     },
     "evaluation": {"every": 2, "pictures": 2},
+    # It takes longer than all of the training.
+    "export": {"saved_model": False},
 }
 
 

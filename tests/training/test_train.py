@@ -46,7 +46,7 @@ def weights_of(path):
 
 
 def test_a_run_leaves_what_the_readme_promises(here):
-    run = train(tiny())
+    run = train(tiny(export__saved_model=True))
     assert run.finished and run.folder == Path("runs/tiny")
     assert {p.name for p in run.folder.iterdir()} == {
         "config.yaml",
@@ -85,9 +85,11 @@ def test_a_run_leaves_what_the_readme_promises(here):
     assert (here / "saved_models/tiny/1/saved_model.pb").exists() and run.saved_model == Path(
         "saved_models/tiny/1"
     )
-    # A second run moves the first aside and exports the next version.
+    card = json.loads((run.saved_model / "assets.extra/model_card.json").read_text())
+    assert card["metrics"] == metrics and card["config"]["name"] == "tiny"
+    # A second run moves the first aside.
     again = train(tiny(train__steps=2))
-    assert (here / "runs/tiny.1/model.keras").exists() and again.saved_model == Path("saved_models/tiny/2")
+    assert (here / "runs/tiny.1/model.keras").exists() and again.saved_model is None
 
 
 def test_the_same_seed_gives_the_same_bits(here):
@@ -153,7 +155,7 @@ from mrcnn_tf.training.train import train
 devices, precision, refining, out = int(sys.argv[1]), sys.argv[2], eval(sys.argv[3]), sys.argv[4]
 run = train(tiny(name=f"r{devices}", precision=precision, model__refining=refining,
                  train__devices=devices, train__batch_size=4, train__steps=3,
-                 train__clip_norm=0.5, evaluation__every=0, export__saved_model=False))
+                 train__clip_norm=0.5, evaluation__every=0))
 np.savez(out, *run.model.get_weights())
 """
 

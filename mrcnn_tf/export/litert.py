@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Iterable
@@ -76,20 +77,25 @@ def export_litert(
         file: to write, such as `model.tflite`.
         size: height and width of the input, multiples of 32; None: those that the model was trained for.
         precision: `"float32"`; `"float16"`, weights of half the size; or `"int8"`: convolutions and matrix products in
-            integers, and with them the whole backbone and pyramid, unless these have group norms or deformable convolution. Boxes, RoIAlign and
-            scores stay float32: a step of an 8-bit coordinate would be several pixels.
+            integers, and with them the whole backbone and pyramid, unless these have group norms or deformable
+            convolutions. Boxes, RoIAlign and scores stay float32: a step of an 8-bit coordinate would be pixels wide.
         calibration: uint8 RGB images or a folder of images, like those that the file will see; of a folder, at most 50,
             spread over it. From them come the ranges of int8, and on the first ten the file is compared with the model.
 
     Raises:
-        ValueError: a size or precision out of range, no images for int8, or a layer that LiteRT has no operation for.
-        ImportError: int8 without `pip install "mrcnn_tf[litert]"`.
+        ValueError: a size or precision out of range, no images for int8, or a model that samples adaptively.
+        RuntimeError: int8 without `pip install "mrcnn_tf[litert]"`.
         OSError: images cannot be read, or the file cannot be written; what was there before is untouched.
     """
     if precision not in PRECISIONS:
         raise ValueError(f"precision is {precision!r}; it must be one of {', '.join(PRECISIONS)}")
-    if precision == "int8" and calibration is None:
-        raise ValueError("int8 needs calibration images: some dozens, like those that the model will see")
+    if precision == "int8":
+        if calibration is None:
+            raise ValueError("int8 needs calibration images: some dozens, like those that the model will see")
+        try:
+            import ai_edge_quantizer  # noqa: F401  # before minutes of other work
+        except ImportError as error:
+            raise RuntimeError('int8 needs a package more: pip install "mrcnn_tf[litert]"') from error
     file = Path(file)
     copy = float32_copy(model)
     size = preset(copy, size)
@@ -153,7 +159,11 @@ def calibration_images(source: str | Path | Iterable[NDArray[np.uint8]] | None) 
 def convert(model: MaskRCNN, size: tuple[int, int], *, float16: bool = False) -> bytes:
     """The file's bytes, in float32 or with float16 weights."""
     function = static_function(model, size).get_concrete_function()
-    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], tf.Module())
+    # The converter makes constants of a module's variables. Of Keras' it does not know, and a graph that holds
+    # constants from the start takes 50 times their size of memory to convert.
+    holder = tf.Module()
+    holder.variables_of_model = [weight.value for weight in model.variables]
+    converter = tf.lite.TFLiteConverter.from_concrete_functions([function], holder)
     converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
     if float16:
         converter.optimizations = [tf.lite.Optimize.DEFAULT]
@@ -163,14 +173,12 @@ def convert(model: MaskRCNN, size: tuple[int, int], *, float16: bool = False) ->
 
 def quantize(data: bytes, images: list[tuple[NDArray, NDArray]], model: MaskRCNN) -> bytes:
     """A float32 file in int8, see `export_litert`; `images` are its inputs."""
-    try:
-        from ai_edge_quantizer import calibrator, qtyping, quantizer
-    except ImportError as error:
-        raise ImportError('int8 needs ai-edge-quantizer: pip install "mrcnn_tf[litert]"') from error
+    from ai_edge_quantizer import calibrator, qtyping, quantizer
+
     # TensorFlow's own post-training quantizer cannot leave operations out reliably: it also rounds box coordinates.
     tool = quantizer.Quantizer(data)
     kind = qtyping.TFLOperationName
-    integer = {".*": (kind.CONV_2D, kind.FULLY_CONNECTED)}
+    integer: dict[str, tuple] = {".*": (kind.CONV_2D, kind.FULLY_CONNECTED)}
     for part in (model.backbone, model.fpn):
         # A group norm's statistics need more than 8 bits, and a deformable convolution computes indices.
         if part.norm != "group" and not getattr(part, "deformable", ()):
@@ -182,9 +190,13 @@ def quantize(data: bytes, images: list[tuple[NDArray, NDArray]], model: MaskRCNN
         for operation in kinds:
             tool.add_static_config(scope, operation, activation_num_bits=8, weight_num_bits=8)
     inputs = [{"image": image, "image_size": used} for image, used in images]
-    mode = calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED  # the other keeps all that is computed in memory
-    ranges = tool.calibrate({"serving_default": inputs}, num_threads=os.cpu_count() or 1, mode=mode)
-    made = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
+    mode = (
+        calibrator.CalibrationMode.CALIBRATION_PROFILER_BASED
+    )  # the other keeps all that is computed in memory
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # for debuggers of the quantizer
+        ranges = tool.calibrate({"serving_default": inputs}, num_threads=os.cpu_count() or 1, mode=mode)
+        made = tool.quantize(ranges, enable_progress_bar=False, enable_progress_report=False)
     return bytes(made.quantized_model)
 
 

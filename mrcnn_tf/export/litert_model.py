@@ -143,9 +143,8 @@ def agreement(
         boxes, scores, classes, masks = (
             wanted[name][0].numpy()[kept] for name in ("boxes", "scores", "classes", "masks")
         )
-        got = detections_of(
-            lite.run(image=canvas, image_size=used), used, used, lite.class_names, lite.category_ids
-        )
+        outputs = lite.run(image=canvas, image_size=used)
+        got = detections_of(outputs, used.tolist(), used, lite.class_names, lite.category_ids)
         total += len(boxes)
         if not len(boxes) or not len(got):
             continue
@@ -229,7 +228,7 @@ def compare_litert(
                 name,
                 f"{size / 1e6:.1f}",
                 *(f"{value:.1f}" for value in ap),
-                *("" if name == "Keras" else f"{a - b:+.1f}" for a, b in zip(ap, base, strict=True)),
+                *(f"{round(a - b, 1) + 0.0:+.1f}" for a, b in zip(ap, base, strict=True)),
                 f"{1000 / metrics['images_per_second']:.0f}",
             ]
         )

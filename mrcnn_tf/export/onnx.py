@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-import tensorflow as tf
-
 from mrcnn_tf.export.static import description, float32_copy, preset, static_function
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
@@ -24,15 +22,15 @@ def export_onnx(model: MaskRCNN, file: str | Path, *, size: tuple[int, int] | No
         size: height and width of the input, multiples of 32; None: those that the model was trained for.
 
     Raises:
-        ValueError: a size out of range, or a layer that ONNX has no operation for.
-        ImportError: without `pip install "mrcnn_tf[onnx]"`.
+        ValueError: a size out of range, a model that samples adaptively, or a layer that ONNX has no operation for.
+        RuntimeError: without `pip install "mrcnn_tf[onnx]"`.
         OSError: the file cannot be written; what was there before is untouched.
     """
     try:
         import onnx
         import tf2onnx
     except ImportError as error:
-        raise ImportError('ONNX files need tf2onnx: pip install "mrcnn_tf[onnx]"') from error
+        raise RuntimeError('ONNX files need packages more: pip install "mrcnn_tf[onnx]"') from error
     file = Path(file)
     copy = float32_copy(model)
     function = static_function(copy, preset(copy, size))

@@ -9,12 +9,9 @@ import numpy as np
 import tensorflow as tf
 from numpy.typing import NDArray
 
-from mrcnn_tf.export.folded import folded
 from mrcnn_tf.export.signatures import servable_copy
 from mrcnn_tf.layers.preprocess import resize
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
-
-OUTPUTS = ("detection_boxes", "detection_scores", "detection_classes", "detection_masks")
 
 
 def float32_copy(model: MaskRCNN) -> MaskRCNN:
@@ -38,10 +35,11 @@ def preset(model: MaskRCNN, size: tuple[int, int] | None) -> tuple[int, int]:
         ValueError: a side is not a positive multiple of 32.
     """
     if size is None:
-        size = model.canvas or tuple(-(-side // 32) * 32 for side in (model.min_size, model.max_size))
-    if min(size) < 32 or any(side % 32 for side in size):
-        raise ValueError(f"size is {size[0]}x{size[1]}; both sides must be multiples of 32, and not 0")
-    return int(size[0]), int(size[1])
+        size = model.canvas or (-(-model.min_size // 32) * 32, -(-model.max_size // 32) * 32)
+    height, width = size
+    if min(height, width) < 32 or height % 32 or width % 32:
+        raise ValueError(f"size is {height}x{width}; both sides must be multiples of 32, and not 0")
+    return height, width
 
 
 def static_function(model: MaskRCNN, size: tuple[int, int]) -> tf.types.experimental.GenericFunction:
@@ -53,26 +51,21 @@ def static_function(model: MaskRCNN, size: tuple[int, int]) -> tf.types.experime
 
     Returns:
         A function of `image`, uint8 `[1, H, W, 3]`, and `image_size`, int32 `[2]`, the height and width that the
-        picture takes of it, without variables. It returns `num_detections` int32 `[1]`; `detection_boxes` float32
-        `[1, D, 4]` in pixels of `image`; `detection_scores` float32 `[1, D]`; `detection_classes` int32 `[1, D]`, -1
-        beyond `num_detections`; `detection_masks` float32 `[1, D, m, m]`, probabilities on a grid over the box.
+        picture takes of it. It returns `num_detections` int32 `[1]`; `detection_boxes` float32 `[1, D, 4]` in pixels of
+        `image`; `detection_scores` float32 `[1, D]`; `detection_classes` int32 `[1, D]`, -1 beyond `num_detections`;
+        `detection_masks` float32 `[1, D, m, m]`, probabilities on a grid over the box.
     """
     model.roi_align["backend"] = "gather"
     inputs = [tf.TensorSpec([1, *size, 3], tf.uint8, "image"), tf.TensorSpec([2], tf.int32, "image_size")]
 
-    def call(image: tf.Tensor, image_size: tf.Tensor) -> list[tf.Tensor]:
+    def call(image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
         images, sizes = tf.cast(image, tf.float32), tf.cast(image_size, tf.float32)[None]
         found = model({"images": images, "image_sizes": sizes}, training=False)
-        return [found[name] for name in ("boxes", "scores", "classes", "masks")]
-
-    detect = folded(call, model, inputs)
-
-    def named(image: tf.Tensor, image_size: tf.Tensor) -> dict[str, tf.Tensor]:
-        outputs = dict(zip(OUTPUTS, detect(image, image_size), strict=True))
-        count = tf.reduce_sum(tf.cast(outputs["detection_classes"] > 0, tf.int32), 1)
+        count = tf.reduce_sum(tf.cast(found["classes"] > 0, tf.int32), 1)
+        outputs = {f"detection_{name}": found[name] for name in ("boxes", "scores", "classes", "masks")}
         return {"num_detections": count, **outputs}
 
-    return tf.function(named, input_signature=inputs, autograph=False)
+    return tf.function(call, input_signature=inputs, autograph=False)
 
 
 def letterbox(

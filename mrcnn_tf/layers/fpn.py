@@ -106,8 +106,9 @@ def upsample_to(x: tf.Tensor, reference: tf.Tensor) -> tf.Tensor:
     """Doubles `[B, H, W, C]` by nearest neighbour; an odd `reference` cuts the last row or column off."""
     b, c = tf.shape(x)[0], x.shape[-1]
     h, w = tf.shape(x)[1], tf.shape(x)[2]
-    # Broadcasting is several times faster than tf.image.resize here, forward and backward.
-    x = tf.broadcast_to(x[:, :, None, :, None, :], [b, h, 2, w, 2, c])
+    # Broadcasting is several times faster than tf.image.resize here, forward and backward. LiteRT cannot index with None
+    # in so many dimensions.
+    x = tf.broadcast_to(tf.reshape(x, [b, h, 1, w, 1, c]), [b, h, 2, w, 2, c])
     x = tf.reshape(x, [b, h * 2, w * 2, c])
     size = tf.shape(reference)
     return tf.ensure_shape(x[:, : size[1], : size[2]], [None, *reference.shape[1:3], c])

@@ -2,7 +2,8 @@
 
     python benchmarks/litert.py --size 512x512 --proposals 1000 100 --precisions float32 int8
 
-Needs `pip install "mrcnn_tf[litert]"`. Each file runs in a process of its own, which has nothing but the interpreter. Linux only.
+Needs `pip install "mrcnn_tf[litert]"`. Each file runs in a process of its own, which has nothing but the interpreter.
+Linux only.
 """
 
 from __future__ import annotations

@@ -106,8 +106,8 @@ def upsample_to(x: tf.Tensor, reference: tf.Tensor) -> tf.Tensor:
     """Doubles `[B, H, W, C]` by nearest neighbour; an odd `reference` cuts the last row or column off."""
     b, c = tf.shape(x)[0], x.shape[-1]
     h, w = tf.shape(x)[1], tf.shape(x)[2]
-    # Broadcasting is several times faster than tf.image.resize here, forward and backward. LiteRT cannot index with None
-    # in so many dimensions.
+    # Broadcasting is several times faster than tf.image.resize here, forward and backward. Reshaped, and not indexed
+    # with None, which LiteRT cannot in so many dimensions.
     x = tf.broadcast_to(tf.reshape(x, [b, h, 1, w, 1, c]), [b, h, 2, w, 2, c])
     x = tf.reshape(x, [b, h * 2, w * 2, c])
     size = tf.shape(reference)

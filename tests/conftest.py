@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-# glibc's default. With it set, a command that a test runs in this process does not ask glibc to keep all freed memory,
-# which fills up over hundreds of tests.
-os.environ.setdefault("MALLOC_MMAP_MAX_", "65536")
 
 import pytest
+
+
+@pytest.fixture(scope="module", autouse=True)
+def memory() -> Iterator[None]:
+    """Gives the memory of a file's models and graphs back; over the whole run it would be many gigabytes."""
+    yield
+    gc.collect()  # models are full of cycles
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
+    if trim is not None:
+        trim(0)
+
 
 ROOT = Path(__file__).resolve().parents[1]
 

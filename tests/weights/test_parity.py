@@ -41,9 +41,13 @@ def test_every_stage(case, tmp_path):
     found = model.detect(image)
     if name in ("torchvision_v2", "detectron2_x101"):
         model.save(tmp_path / "model.keras")
-        again = load_model(tmp_path / "model.keras").detect(image)
-        np.testing.assert_array_equal(found.boxes, again.boxes)
-        np.testing.assert_array_equal(found.masks, again.masks)
+        again = load_model(tmp_path / "model.keras")
+        for mine, theirs in zip(model.get_weights(), again.get_weights(), strict=True):
+            np.testing.assert_array_equal(mine, theirs)
+        # Not bit for bit: oneDNN's kernels depend on what a process has computed in these shapes before.
+        again = again.detect(image)
+        np.testing.assert_allclose(found.boxes, again.boxes, atol=0.01)
+        np.testing.assert_allclose(found.masks, again.masks, atol=1e-4)
         return
     folder = export_saved_model(model, tmp_path / "served", check=False)
     served = tf.saved_model.load(folder).signatures["image"]

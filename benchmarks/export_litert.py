@@ -1,6 +1,6 @@
 """Time and memory of LiteRT files of Mask R-CNN with ResNet-50 and FPN, 80 classes, fresh weights.
 
-    python benchmarks/litert.py --size 512x512 --proposals 1000 100 --precisions float32 int8
+    python benchmarks/export_litert.py --size 512x512 --proposals 1000 100 --precisions float32 int8
 
 Needs `pip install "mrcnn_tf[litert]"`. Each file runs in a process of its own, which has nothing but the interpreter.
 Linux only.
@@ -29,12 +29,12 @@ run = Interpreter(model_path=sys.argv[1], num_threads=int(sys.argv[2])).get_sign
 shape = run.get_input_details()["image"]["shape"]
 image = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
 times = []
-for _ in range(12):
+for _ in range(20):
     start = time.perf_counter()
     run(image=image, image_size=np.array(shape[1:3], np.int32))
     times.append(time.perf_counter() - start)
 peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-print(1000 * np.median(times[2:]), int(peak.split()[1]) / 1024)
+print(1000 * min(times), int(peak.split()[1]) / 1024)
 """
 
 

@@ -36,7 +36,7 @@ def check_folder(model: MaskRCNN, folder: Path, *, exact: bool = True) -> None:
     Args:
         model: what was exported.
         folder: of the version.
-        exact: false where the folder computes in another precision: most confident detections must be found again.
+        exact: false where model or folder compute in 16 bits: most confident detections must be found again.
 
     Raises:
         ExportError: what does not fit.

@@ -6,6 +6,7 @@ import json
 import os
 from pathlib import Path
 
+import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -245,6 +246,32 @@ def test_an_export_that_fails_its_check_does_not_appear(tmp_path, monkeypatch):
     with pytest.raises(ExportError, match="not the same"):
         export_saved_model(make_model(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("policy", "precision", "exact"),
+    [
+        ("float32", None, True),
+        ("float32", "float32", True),
+        ("float32", "bfloat16", False),
+        ("mixed_bfloat16", None, False),
+        ("mixed_bfloat16", "bfloat16", False),
+        ("mixed_bfloat16", "float32", False),
+        ("mixed_float16", None, False),
+    ],
+)
+def test_only_float32_is_checked_exactly(tmp_path, monkeypatch, policy, precision, exact):
+    """A training in 16 bits must not end with an export that its own roundings refuse."""
+    seen = []
+    monkeypatch.setattr(saved_model, "make_signatures", lambda *_, **__: {})
+    monkeypatch.setattr(saved_model, "check_folder", lambda *_, exact: seen.append(exact))
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = make_model()
+    finally:
+        keras.config.set_dtype_policy("float32")
+    export_saved_model(model, tmp_path, precision=precision)
+    assert seen == [exact]
 
 
 def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from mrcnn_tf.files import save_text, written_aside
 
 # Quantiles at 0.975 of Student's t with 1, 2, ... 30 degrees of freedom.
 _T = (
@@ -125,28 +126,19 @@ def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def save_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
     """Writes rows of the same keys; None and NaN are empty."""
-    aside = path.with_name(f"{path.name}.partial")
-    with aside.open("w", newline="", encoding="utf-8") as file:
+    with written_aside(path) as aside, aside.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         for row in rows:
             writer.writerow(
                 {k: None if isinstance(v, float) and math.isnan(v) else v for k, v in row.items()}
             )
-    os.replace(aside, path)
 
 
 def some(names: Sequence[str], count: int = 5) -> str:
     """The first few names, and how many more there are."""
     more = f" and {len(names) - count} more" if len(names) > count else ""
     return ", ".join(names[:count]) + more
-
-
-def save_text(path: Path, text: str) -> None:
-    """Writes a file under another name first."""
-    aside = path.with_name(f"{path.name}.partial")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
 
 
 def _number(value: Any) -> float | None:

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-import ctypes
-import gc
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+# A command keeps the memory that it frees (`keep_memory`), unless told so. Here hundreds of models share a process.
+os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", "131072")
 
 import pytest
+
+from tests.memory import release
 
 
 @pytest.fixture(scope="module", autouse=True)
 def memory() -> Iterator[None]:
     """Gives the memory of a file's models and graphs back; over the whole run it would be many gigabytes."""
     yield
-    gc.collect()  # models are full of cycles
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # of glibc
-    if trim is not None:
-        trim(0)
+    release()
 
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -286,7 +286,7 @@ class TestAlpha:
         return Refining()
 
     def test_sweep(self, model, tmp_path, capsys):
-        from mrcnn_tf.cli import save_sweep
+        from mrcnn_tf.commands.evaluate import save_sweep
 
         rows = evaluation_run.sweep_alpha(model, "set", [0, 0.5, 10], first=3)
         assert model.alphas == [0, 0.5, 10] and [row["bbox/AP"] for row in rows] == [0, 0.05, 1]

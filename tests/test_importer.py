@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf import cli
 from mrcnn_tf.build import build_model
 from mrcnn_tf.cli import main
+from mrcnn_tf.commands import import_weights
 from mrcnn_tf.config import make_config
 from mrcnn_tf.importer import SOURCES, import_model
 from mrcnn_tf.training.checkpoints import load_model
@@ -239,7 +239,7 @@ def test_overrides_that_do_not_fit(here, weights):
 
 
 def test_the_command_offers_what_can_be_read():
-    assert tuple(SOURCES) == cli.SOURCES
+    assert tuple(SOURCES) == import_weights.SOURCES
 
 
 def test_the_wrong_project_is_named(here, weights):

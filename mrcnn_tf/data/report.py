@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_tf.data.structure import Problem
+from mrcnn_tf.files import save_json
 from mrcnn_tf.visualize.sheet import save
 
 
@@ -98,6 +98,6 @@ class Report:
         """Write `report.json`, and `samples.png` if samples were drawn, into a folder, which is made."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "report.json").write_text(json.dumps(self.to_dict(), indent=1, default=str))
+        save_json(folder / "report.json", self.to_dict(), indent=1, default=str)
         if self.picture is not None:
             save(folder / "samples.png", self.picture)

@@ -50,8 +50,3 @@ def portable(value: Any) -> Any:
     if isinstance(value, list):
         return [portable(item) for item in value]
     return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Readable JSON."""
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False, default=str), encoding="utf-8")

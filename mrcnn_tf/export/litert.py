@@ -23,6 +23,7 @@ from tensorflow.lite.python import schema_py_generated as schema
 from mrcnn_tf.data.images import read_image
 from mrcnn_tf.export.litert_model import CLASSES, Agreement, LiteRTModel, agreement
 from mrcnn_tf.export.static import description, float32_copy, letterbox, preset, static_function
+from mrcnn_tf.files import written_aside
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 PRECISIONS = ("float32", "float16", "int8")
@@ -104,16 +105,8 @@ def export_litert(
     if precision == "int8":
         data = quantize(data, images, copy)
     data = with_classes(data, description(copy))
-    aside = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(file) as aside:
         aside.write_bytes(data)
-        os.replace(aside, file)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(
-            f"{file}: could not be written ({error}); what was there before is untouched"
-        ) from error
     compared = images[:COMPARED_IMAGES]
     return LiteRTReport(
         file=file,

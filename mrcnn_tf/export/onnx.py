@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from mrcnn_tf.export.static import description, float32_copy, preset, static_function
+from mrcnn_tf.files import written_aside
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 OPSET = 18
@@ -42,14 +42,6 @@ def export_onnx(model: MaskRCNN, file: str | Path, *, size: tuple[int, int] | No
     made.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     made.metadata_props.add(key="classes.json", value=description(copy))
     onnx.checker.check_model(made, full_check=True)
-    aside = file.with_name(f".{file.name}.partial")
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
+    with written_aside(file) as aside:
         aside.write_bytes(made.SerializeToString())
-        os.replace(aside, file)
-    except OSError as error:
-        aside.unlink(missing_ok=True)
-        raise OSError(
-            f"{file}: could not be written ({error}); what was there before is untouched"
-        ) from error
     return file

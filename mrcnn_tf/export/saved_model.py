@@ -12,10 +12,11 @@ from typing import Any
 
 import tensorflow as tf
 
-from mrcnn_tf.export.card import model_card, write_json
+from mrcnn_tf.export.card import model_card
 from mrcnn_tf.export.check import check_folder
 from mrcnn_tf.export.signatures import make_signatures
 from mrcnn_tf.export.warmup import write_warmup
+from mrcnn_tf.files import save_json
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 PRECISIONS = ("float32", "bfloat16")
@@ -90,8 +91,9 @@ def export_saved_model(
         extra = aside / "assets.extra"
         extra.mkdir()
         classes = {"class_names": model.class_names, "category_ids": model.category_ids}
-        write_json(extra / "classes.json", classes)
-        write_json(extra / "model_card.json", {**model_card(model, precision), **(card or {})})
+        readable: dict[str, Any] = {"indent": 1, "ensure_ascii": False, "default": str}
+        save_json(extra / "classes.json", classes, **readable)
+        save_json(extra / "model_card.json", {**model_card(model, precision), **(card or {})}, **readable)
         write_warmup(extra, folder.name)
         if check:
             # In 16 bits, kernels that are fused otherwise round otherwise, even where the model itself has them.

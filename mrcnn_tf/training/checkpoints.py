@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import zipfile
 from pathlib import Path
 
 import keras
+
+from mrcnn_tf.files import save_json, written_aside
 
 NAME = re.compile(r"step_(\d+)\.keras")
 
@@ -19,18 +20,13 @@ def save_aside(model: keras.Model, path: Path) -> Path:
     Raises:
         OSError: if it cannot be written, with the file's name and what to do; what was at `path` is still there.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.stem}.partial.keras")
-    try:
-        model.save(aside)
-        os.replace(aside, path)
-    except Exception as error:
-        aside.unlink(missing_ok=True)
-        # h5py and zipfile report a full disk in words of their own.
-        raise OSError(
-            f"{path}: could not be saved ({error}); free some disk space and try again, a training with --resume. "
-            "What was there before is untouched"
-        ) from error
+    with written_aside(path) as aside:
+        try:
+            model.save(aside)
+        except Exception as error:
+            # h5py and zipfile report a full disk in words of their own.
+            hint = "free some disk space and try again, a training with --resume"
+            raise OSError(f"{error}; {hint}") from error
     return path
 
 
@@ -61,11 +57,9 @@ class Checkpoints:
         """
         path = save_aside(model, self.path(step))
         state = self.folder / "state.json"
-        aside = state.with_suffix(".partial")
         states = {**self._states(), str(step): {"best": best}}
         kept = self.steps()[-self.keep :]
-        aside.write_text(json.dumps({k: states[k] for k in states if int(k) in kept}))
-        os.replace(aside, state)
+        save_json(state, {k: states[k] for k in states if int(k) in kept})
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink()
         return path

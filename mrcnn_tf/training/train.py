@@ -23,6 +23,7 @@ from mrcnn_tf.evaluation.huddled import format_huddled
 from mrcnn_tf.evaluation.run import EvaluationResult, evaluate_model
 from mrcnn_tf.export.card import training_of
 from mrcnn_tf.export.saved_model import export_saved_model
+from mrcnn_tf.files import save_json, save_text
 from mrcnn_tf.models.class_rows import reclassed
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
@@ -103,7 +104,7 @@ def train(
     if not resume:
         move_aside(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(dump_config(config))
+    save_text(folder / "config.yaml", dump_config(config))
 
     with strategy.scope():
         model = build_model(config, train_set.class_names, train_set.category_ids)
@@ -206,8 +207,8 @@ def finish(
         evaluation = evaluate(config, model, val_set, pictures=config.evaluation.pictures)
         metrics = evaluation.metrics
         history = [*history, {"step": config.train.steps, **metrics}]
-        write_json(folder / "metrics.json", metrics)
-        write_json(folder / "predictions.json", evaluation.results)
+        save_json(folder / "metrics.json", metrics, indent=1)
+        save_json(folder / "predictions.json", evaluation.results)
         sheet = None
         if evaluation.pictures:
             sheet = draw_sheet(val_set, evaluation, config.evaluation.picture_score)
@@ -421,10 +422,3 @@ def move_aside(folder: Path) -> None:
         number += 1
     os.rename(folder, aside)
     print(f"the earlier run in {folder} is now in {aside}")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Writes a JSON file under another name first."""
-    aside = path.with_suffix(".partial")
-    aside.write_text(json.dumps(value, indent=1 if isinstance(value, dict) else None))
-    os.replace(aside, path)

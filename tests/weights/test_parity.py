@@ -13,6 +13,7 @@ from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.importer import import_model
 from mrcnn_tf.training.checkpoints import load_model
 from tests.golden.drawn import picture, sample
+from tests.memory import release
 from tests.weights.parity import imported
 from tests.weights.stages import about, compared, weights_of
 
@@ -24,7 +25,8 @@ def case(request, tmp_path):
     file = np.load(GOLDEN / f"{request.param}.npz")
     np.savez(tmp_path / "weights.npz", **weights_of(file))
     project = request.param.split("_")[0]
-    return request.param, project, file, *imported(project, tmp_path / "weights.npz", file)
+    yield request.param, project, file, *imported(project, tmp_path / "weights.npz", file)
+    release()  # these are the largest models of all tests
 
 
 def test_every_stage(case, tmp_path):
@@ -50,6 +52,7 @@ def test_every_stage(case, tmp_path):
         np.testing.assert_allclose(found.masks, again.masks, atol=1e-4)
         return
     folder = export_saved_model(model, tmp_path / "served", check=False)
+    release()  # writing a graph takes many times its size
     served = tf.saved_model.load(folder).signatures["image"]
     out = served(images=tf.constant(image[None]))
     count = int(out["num_detections"][0])

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from mrcnn_tf.build import build_model
-from mrcnn_tf.cli import beside_published
+from mrcnn_tf.commands.evaluate import beside_published
 from mrcnn_tf.config import load_config, make_config
 from mrcnn_tf.importer import SOURCES
 from tests.weights.test_model_garden import shapes as model_garden_shapes

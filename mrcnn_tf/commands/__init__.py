@@ -1,0 +1,1 @@
+"""The subcommands of `mrcnn`: of each its summary, examples, arguments and what it runs."""

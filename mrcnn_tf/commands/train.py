@@ -1,0 +1,42 @@
+"""`mrcnn train`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+SUMMARY = "train a model, evaluate, draw and export it"
+EXAMPLES = """examples:
+  python train.py                                     the quickstart: generated shapes, minutes on a CPU
+  python train.py --config configs/mask_rcnn_r50_fpn_coco_1x.yaml \\
+      data.train.annotations=A.json data.train.images=DIR \\
+      data.val.annotations=B.json data.val.images=DIR  your own COCO-format data set
+  python train.py --config C.yaml train.batch_size=4   any key of configs/base.yaml
+  python train.py --config C.yaml --resume             go on where a run was stopped"""
+
+
+def arguments(parser: argparse.ArgumentParser) -> None:
+    """Its arguments."""
+    parser.add_argument(
+        "--config", default=None, metavar="YAML", help="the experiment (default: configs/quickstart.yaml)"
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the run folder's newest checkpoint")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="such as train.batch_size=4")
+
+
+def run(options: argparse.Namespace) -> int:
+    """`mrcnn train`."""
+    from mrcnn_tf.config import load_config
+    from mrcnn_tf.training.train import train
+
+    config = load_config(options.config or default_config(), options.overrides)
+    return 0 if train(config, resume=options.resume).finished else 130
+
+
+def default_config() -> Path:
+    """`configs/quickstart.yaml`, seen from the current folder or from the checkout that this package lies in."""
+    for root in (Path(), Path(__file__).resolve().parents[2]):
+        path = root / "configs" / "quickstart.yaml"
+        if path.exists():
+            return path
+    raise ValueError("there is no configs/quickstart.yaml here; give --config")

@@ -1,0 +1,44 @@
+"""Writing files so that a failure leaves what was there before."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def written_aside(path: str | Path) -> Iterator[Path]:
+    """A path in the same folder, which is made, to write to; it takes the place of `path`, or vanishes after an error.
+
+    The name keeps its suffix, which tells some writers the format.
+
+    Raises:
+        OSError: it cannot be written; names the file.
+    """
+    path = Path(path)
+    aside = path.with_name(f".{os.getpid()}.partial.{path.name}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield aside
+        os.replace(aside, path)
+    except OSError as error:
+        raise OSError(
+            f"{path}: could not be written ({error}); what was there before is untouched"
+        ) from error
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def save_text(path: str | Path, text: str) -> None:
+    """Writes a text file, see `written_aside`."""
+    with written_aside(path) as aside:
+        aside.write_text(text, encoding="utf-8")
+
+
+def save_json(path: str | Path, value: Any, **options: Any) -> None:
+    """Writes a JSON file, see `written_aside`; `options` are those of `json.dumps`."""
+    save_text(path, json.dumps(value, **options))

@@ -1,9 +1,9 @@
-"""Instance masks in NumPy: paste, run-length codes, polygons and targets cropped to a box.
+"""Instance masks in NumPy: paste, run-length codes and targets cropped to a box.
 
-A mask lives in one of four forms: a small probability map `[m, m]` that belongs to a box, a crop (the pixels
-of the box's window on the image, and where the window starts), a COCO run-length code, or polygons. Nothing
-here makes an image-sized array unless its name says so, because a hundred of those per image is what makes
-evaluation slow and memory scarce.
+A mask lives in one of several forms: a small probability map `[m, m]` that belongs to a box, a crop (the pixels
+of the box's window on the image, and where the window starts), a COCO run-length code, polygons (`polygons`), and
+those that files hold (`forms`). Nothing here makes an image-sized array unless its name says so, because a
+hundred of those per image is what makes evaluation slow and memory scarce.
 
 Boxes are `[y1, x1, y2, x2]` in continuous pixels: pixel i covers [i, i + 1) and has its centre at i + 0.5.
 """
@@ -17,7 +17,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco_mask
 
-__all__ = ["crop_of_rle", "paste", "rasterize", "rle_counts", "rle_to_mask", "to_polygons", "to_rle"]
+__all__ = [
+    "coverage",
+    "crop_of_rle",
+    "paste",
+    "rasterize",
+    "rle_counts",
+    "rle_to_crop",
+    "rle_to_mask",
+    "to_rle",
+]
 
 
 def paste(
@@ -175,41 +184,29 @@ def crop_of_rle(rle: dict[str, Any], y0: int, x0: int, y1: int, x1: int) -> NDAr
     return columns[:, y0:y1].T
 
 
+def rle_to_crop(rle: dict[str, Any]) -> tuple[NDArray[np.bool_], int, int]:
+    """Decode a COCO RLE (compressed or not) to its tight crop `(crop, y0, x0)`, `[0, 0]` for an empty mask.
+
+    Raises:
+        ValueError: if the code is damaged.
+    """
+    height = rle["size"][0]
+    edges = np.cumsum(rle_counts(rle))
+    starts, stops = edges[0:-1:2], edges[1::2]
+    starts, stops = starts[stops > starts], stops[stops > starts]
+    if not starts.size:
+        return np.zeros((0, 0), bool), 0, 0
+    x0, x1 = int(starts[0] // height), int((stops[-1] - 1) // height) + 1
+    y0, y1 = 0, height
+    if (starts // height == (stops - 1) // height).all():  # a run over two columns touches top and bottom
+        y0, y1 = int((starts % height).min()), int(((stops - 1) % height).max()) + 1
+    return crop_of_rle(rle, y0, x0, y1, x1), y0, x0
+
+
 def rle_to_mask(rle: dict[str, Any]) -> NDArray[np.bool_]:
     """Decode a COCO RLE (compressed or not) to the dense mask, bool `[height, width]`."""
     height, width = rle["size"]
     return crop_of_rle(rle, 0, 0, height, width)
-
-
-def to_polygons(crop: NDArray[np.bool_], y0: int, x0: int) -> list[list[float]]:
-    """Outline a crop as COCO polygons `[x, y, x, y, ...]` along the pixels' edges, in pixels of the image.
-
-    Each connected part is one polygon. Holes are cut in by a bridge that is walked both ways, which even-odd
-    filling (as in pycocotools) takes out again: `pycocotools` rasterises the polygons to exactly the same
-    pixels. An empty crop gives `[]`.
-    """
-    if not crop.any():
-        return []
-    # OpenCV walks along pixel centres. On the doubled mask, index 2a (a run's first pixel) or 2b - 1 (its
-    # last) tells which edge of the pixel is meant: (k + 1) // 2 gives a and b.
-    doubled = np.repeat(np.repeat(crop.astype(np.uint8), 2, axis=0), 2, axis=1)
-    contours, hierarchy = cv2.findContours(doubled, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
-    outlines = [_corners((contour[:, 0] + 1) // 2) + (x0, y0) for contour in contours]
-    parents = hierarchy[0, :, 3]
-    polygons = []
-    for i in np.flatnonzero(parents < 0):
-        points = [outlines[i]]
-        for j in np.flatnonzero(parents == i):
-            points += [outlines[i][:1], outlines[j], outlines[j][:1]]
-        polygons.append(np.concatenate(points).astype(float).reshape(-1).tolist())
-    return polygons
-
-
-def _corners(points: NDArray[Any]) -> NDArray[Any]:
-    """Keep the points of a closed axis-parallel walk at which it turns."""
-    points = points[(points != np.roll(points, 1, axis=0)).any(axis=1)]
-    come, go = points - np.roll(points, 1, axis=0), np.roll(points, -1, axis=0) - points
-    return points[(come != go).any(axis=1)]
 
 
 def rasterize(
@@ -273,14 +270,29 @@ def _shrink(rle: dict[str, Any], box: tuple[float, float, float, float], size: i
     if bottom <= top or right <= left:
         return np.zeros((size, size), np.uint8)
     crop = crop_of_rle(rle, top, left, bottom, right)
+    return (coverage(crop, top, left, box, size) >= 0.5 - 1e-6).astype(np.uint8)
+
+
+def coverage(crop: NDArray[np.bool_], y0: int, x0: int, box: ArrayLike, size: int) -> NDArray[np.float64]:
+    """Share of the area of each cell that a mask covers, on a `size` x `size` grid over a box.
+
+    Args:
+        crop: bool `[h, w]`, not empty, the pixels from `(y0, x0)` on; everything else is background.
+        y0, x0: first row and column of the crop.
+        box: `[y1, x1, y2, x2]` in the same pixels, with an area.
+        size: number of cells along each side.
+
+    Returns:
+        float64 `[size, size]` in [0, 1].
+    """
+    y1, x1, y2, x2 = (float(v) for v in np.asarray(box, np.float64))
     # The integral image is bilinear between the pixels' corners, so interpolating it at the cells' corners
     # gives the covered area of every cell exactly, at a cost that does not depend on how many pixels a cell
     # has.
     table = cv2.integral(np.ascontiguousarray(crop, np.uint8))
-    table = _at(table, np.linspace(y1, y2, size + 1) - top)
-    table = _at(table.T, np.linspace(x1, x2, size + 1) - left).T
-    area = (y2 - y1) * (x2 - x1) / size**2
-    return (np.diff(np.diff(table, axis=0), axis=1) >= (0.5 - 1e-6) * area).astype(np.uint8)
+    table = _at(table, np.linspace(y1, y2, size + 1) - y0)
+    table = _at(table.T, np.linspace(x1, x2, size + 1) - x0).T
+    return np.diff(np.diff(table, axis=0), axis=1) * (size**2 / ((y2 - y1) * (x2 - x1)))
 
 
 def _at(table: NDArray[Any], where: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -10,6 +10,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from mrcnn_tf.geometry import masks as mask_geometry
+from mrcnn_tf.geometry.crops import resize_crop
+from mrcnn_tf.geometry.polygons import to_polygons
 
 __all__ = ["Detections"]
 
@@ -18,8 +20,9 @@ __all__ = ["Detections"]
 class Detections:
     """What a model found on one image, in the original image's pixels.
 
-    Masks stay small, one probability map per box; `rles`, `polygons`, `dense_masks` and `label_map` make the
-    other forms on demand.
+    Masks stay small: one probability map per box, or, where they were made from several pictures of an instance
+    (see `mrcnn_tf.tiling`), one run-length code each. `rles`, `polygons`, `dense_masks` and `label_map` make the other
+    forms on demand.
 
     Attributes:
         image_size: `(height, width)` of the original image.
@@ -29,9 +32,11 @@ class Detections:
         category_ids: int64 `[N]`, the data set's own ids.
         class_names: N names.
         masks: float32 `[N, m, m]`, probabilities on a grid over the box; None of a model without mask head.
+        segmentations: N compressed COCO RLEs of the image's size, `{"size": [H, W], "counts": str}` (bytes become
+            str), the exact masks; instead of `masks`, never beside them.
 
     Raises:
-        ValueError: if the arrays' lengths or shapes do not fit together.
+        ValueError: if the arrays' lengths or shapes do not fit together, or there are both kinds of masks.
     """
 
     image_size: tuple[int, int]
@@ -41,6 +46,7 @@ class Detections:
     category_ids: NDArray[np.int64]
     class_names: list[str]
     masks: NDArray[np.float32] | None = None
+    segmentations: list[dict[str, Any]] | None = None
 
     def __post_init__(self) -> None:
         """Bring every field to its type and see that they fit together."""
@@ -58,6 +64,12 @@ class Detections:
             arrays["masks"] = np.asarray(self.masks, np.float32)
             if arrays["masks"].ndim != 3:
                 raise ValueError(f"Detections: masks must be [N, m, m], not of shape {arrays['masks'].shape}")
+        if self.segmentations is not None:
+            if self.masks is not None:
+                raise ValueError("Detections: give masks or segmentations, not both")
+            arrays["segmentations"] = [
+                _checked(rle, i, arrays["image_size"]) for i, rle in enumerate(self.segmentations)
+            ]
         for name, value in arrays.items():
             if name != "image_size" and len(value) != len(boxes):
                 raise ValueError(f"Detections: {len(value)} {name} for {len(boxes)} boxes; give one per box")
@@ -79,6 +91,7 @@ class Detections:
             category_ids=self.category_ids[keep],
             class_names=[self.class_names[i] for i in keep],
             masks=None if self.masks is None else self.masks[keep],
+            segmentations=None if self.segmentations is None else [self.segmentations[i] for i in keep],
         )
 
     def filter(self, score: float) -> Detections:
@@ -92,20 +105,24 @@ class Detections:
 
         Args:
             threshold: a pixel belongs to the mask where the interpolated probability is at least this, in (0,
-                1].
+                1]. `segmentations` are exact, whatever it is.
             size: `(height, width)` to give the masks for instead of the original image's, e.g. of an enlarged
-                picture.
+                picture. The pixels of `segmentations` are repeated or left out.
             order: how the crops lie in memory: `"F"`, column by column, or `"C"`, row by row.
 
         Raises:
             ValueError: without masks, or with a threshold outside (0, 1].
         """
-        if self.masks is None:
-            raise ValueError("these detections have no masks; they come from a model without a mask head")
         if not 0 < threshold <= 1:
             raise ValueError(f"a mask threshold must be in (0, 1], not {threshold}")
         height, width = size or self.image_size
         scale = np.array([height, width, height, width]) / np.array(self.image_size * 2)
+        if self.segmentations is not None:
+            layout = np.asfortranarray if order == "F" else np.ascontiguousarray
+            resized = [resize_crop(*mask_geometry.rle_to_crop(rle), scale[:2]) for rle in self.segmentations]
+            return [(layout(crop), y0, x0) for crop, y0, x0 in resized]
+        if self.masks is None:
+            raise ValueError("these detections have no masks; they come from a model without a mask head")
         crops = []
         for mask, box in zip(self.masks, self.boxes * scale, strict=True):
             crop, y0, x0 = mask_geometry.paste(mask, box, height, width, order)
@@ -114,12 +131,14 @@ class Detections:
 
     def rles(self, threshold: float = 0.5) -> list[dict[str, Any]]:
         """Each mask as a COCO run-length code, `{"size": [H, W], "counts": str}`, which JSON takes."""
+        if self.segmentations is not None:
+            return [{"size": list(rle["size"]), "counts": rle["counts"]} for rle in self.segmentations]
         rles = [mask_geometry.to_rle(*crop, *self.image_size) for crop in self.crops(threshold)]
         return [{"size": rle["size"], "counts": rle["counts"].decode("ascii")} for rle in rles]
 
     def polygons(self, threshold: float = 0.5) -> list[list[list[float]]]:
         """Each mask as COCO polygons `[x, y, ...]` along the pixels' edges; `[]` for an empty mask."""
-        return [mask_geometry.to_polygons(*crop) for crop in self.crops(threshold)]
+        return [to_polygons(*crop) for crop in self.crops(threshold)]
 
     def dense_masks(self, threshold: float = 0.5) -> NDArray[np.bool_]:
         """All masks at the image's size, bool `[N, H, W]`. N times the image's pixels of memory."""
@@ -151,7 +170,8 @@ class Detections:
             `segmentation` (see `rles`). `json.dump` takes them as they are.
         """
         entries: list[dict[str, Any]] = []
-        segmentations = [None] * len(self) if self.masks is None else self.rles()
+        without = self.masks is None and self.segmentations is None
+        segmentations = [None] * len(self) if without else self.rles()
         for box, score, category, segmentation in zip(
             self.boxes.tolist(), self.scores.tolist(), self.category_ids.tolist(), segmentations, strict=True
         ):
@@ -183,3 +203,20 @@ class Detections:
         if path is not None:
             visualize.save(path, picture)
         return picture
+
+
+def _checked(rle: Any, index: int, image_size: tuple[int, int]) -> dict[str, Any]:
+    """The RLE as JSON takes it; ValueError if it is not a compressed one of this size."""
+    counts = rle.get("counts") if isinstance(rle, dict) else None
+    if not isinstance(counts, (str, bytes)):
+        raise ValueError(
+            f"Detections: segmentations[{index}] is no compressed COCO RLE, {{'size': [H, W], 'counts': str}}; encode "
+            "it with pycocotools or mrcnn_tf.geometry.masks.to_rle"
+        )
+    size = [int(side) for side in rle.get("size", [])]
+    if size != list(image_size):
+        raise ValueError(
+            f"Detections: segmentations[{index}] has size {size}, the image {list(image_size)}; they belong to "
+            "different images"
+        )
+    return {"size": size, "counts": counts if isinstance(counts, str) else counts.decode("ascii")}

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
-from mrcnn_tf.geometry.masks import crop_of_rle
+from mrcnn_tf.geometry.crops import Crop, resize_crop
+from mrcnn_tf.geometry.masks import rle_to_crop
 from mrcnn_tf.visualize.labels import touched_pixels, write_labels
 
 __all__ = ["color", "draw"]
 
-Crop = tuple[NDArray[np.bool_], int, int]
 _CROWD = (150, 150, 150)
 _CROWDED = 15  # from here on, a picture needs more pixels for its labels
 _MANY = 30  # from here on, equal names are written once
@@ -153,13 +153,9 @@ def _crop(segmentation: Any, image_size: Sequence[int], size: tuple[int, int]) -
     scale = np.array(size) / image_size
     if isinstance(segmentation, list):
         return _crop_of_polygons(segmentation, scale, size)
-    if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            segmentation = coco_mask.frPyObjects(segmentation, *segmentation["size"])
-        x, y, w, h = (int(v) for v in coco_mask.toBbox(segmentation))
-        segmentation = crop_of_rle(segmentation, y, x, y + h, x + w), y, x
-    crop, top, left = segmentation
-    return _scaled(crop, top, left, scale)
+    pixels, y0, x0 = rle_to_crop(segmentation) if isinstance(segmentation, dict) else segmentation
+    crop = resize_crop(pixels, y0, x0, scale)
+    return crop if crop[0].size else None
 
 
 def _crop_of_polygons(polygons: list[Any], scale: NDArray[np.float64], size: tuple[int, int]) -> Crop | None:
@@ -175,18 +171,6 @@ def _crop_of_polygons(polygons: list[Any], scale: NDArray[np.float64], size: tup
     moved = [(polygon - (x0, y0)).reshape(-1).tolist() for polygon in scaled]
     crop = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(moved, height, width)))
     return crop.astype(bool), y0, x0
-
-
-def _scaled(crop: NDArray[np.bool_], top: int, left: int, scale: NDArray[np.float64]) -> Crop | None:
-    """The picture's pixels whose centres fall on the crop's."""
-    first, sources = [], []
-    for start, count, factor in zip((top, left), crop.shape, scale, strict=True):
-        pixels = np.arange(np.ceil(start * factor - 0.5), np.ceil((start + count) * factor - 0.5))
-        if not len(pixels):
-            return None
-        first.append(int(pixels[0]))
-        sources.append(np.clip(((pixels + 0.5) / factor).astype(int) - start, 0, count - 1))
-    return crop[np.ix_(*sources)], first[0], first[1]
 
 
 def _fill(

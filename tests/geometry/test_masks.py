@@ -1,4 +1,4 @@
-"""Mask paste, run-length codes, polygons and cropped targets against references written out in full."""
+"""Mask paste, run-length codes and cropped targets against references written out in full."""
 
 import json
 
@@ -146,6 +146,20 @@ class TestRunLengthCodes:
         for y0, x0, y1, x1 in [(0, 0, 11, 13), (2, 3, 9, 10), (0, 12, 11, 13), (4, 4, 4, 4)]:
             np.testing.assert_array_equal(masks.crop_of_rle(rle, y0, x0, y1, x1), dense[y0:y1, x0:x1])
 
+    @settings(max_examples=100, deadline=None)
+    @given(crops())
+    def test_the_tight_crop_of_a_code(self, case):
+        dense = place(*case)
+        crop, y0, x0 = masks.rle_to_crop(masks.to_rle(*case))
+        np.testing.assert_array_equal(place(crop, y0, x0, *dense.shape), dense)
+        assert crop.size == 0 or (crop[0].any() and crop[-1].any() and crop[:, 0].any() and crop[:, -1].any())
+
+    def test_runs_of_no_length_are_no_pixels(self):
+        rle = {"size": [4, 5], "counts": [2, 0, 5, 2, 1, 0, 10, 0]}
+        crop, y0, x0 = masks.rle_to_crop(rle)
+        np.testing.assert_array_equal(place(crop, y0, x0, 4, 5), masks.rle_to_mask(rle))
+        assert (y0, x0, crop.shape) == (0, 1, (4, 2))
+
     @pytest.mark.parametrize(
         ("rle", "message"),
         [
@@ -164,31 +178,6 @@ class TestRunLengthCodes:
             masks.to_rle(np.ones((3, 3), bool), 2, 0, 4, 4)
         with pytest.raises(ValueError, match="not inside the mask's size"):
             masks.crop_of_rle({"size": [2, 2], "counts": [4]}, 0, 0, 3, 2)
-
-
-class TestPolygons:
-    def test_square_and_empty(self):
-        polygon = np.reshape(masks.to_polygons(np.ones((2, 3), bool), 4, 5), (-1, 2))
-        assert {tuple(p) for p in polygon} == {(5, 4), (8, 4), (8, 6), (5, 6)}
-        assert masks.to_polygons(np.zeros((2, 3), bool), 4, 5) == []
-
-    @settings(max_examples=150, deadline=None)
-    @given(crops())
-    def test_pycocotools_rasterises_them_to_the_same_pixels(self, case):
-        crop, y0, x0, height, width = case
-        polygons = masks.to_polygons(crop, y0, x0)
-        back = np.zeros((height, width), bool)
-        if polygons:
-            back = coco_mask.decode(coco_mask.merge(coco_mask.frPyObjects(polygons, height, width)))
-        np.testing.assert_array_equal(back, place(*case))
-
-    def test_holes_survive(self):
-        crop = np.ones((7, 9), bool)
-        crop[2:4, 2:4] = crop[5, 6:8] = False
-        polygons = masks.to_polygons(crop, 1, 1)
-        assert len(polygons) == 1
-        back = coco_mask.decode(coco_mask.frPyObjects(polygons, 9, 12))[..., 0]
-        np.testing.assert_array_equal(back, place(crop, 1, 1, 9, 12))
 
 
 class TestRasterize:

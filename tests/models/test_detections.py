@@ -11,6 +11,7 @@ from pycocotools import mask as coco_mask
 
 from mrcnn_tf.evaluation.coco import evaluate_coco
 from mrcnn_tf.models.detections import Detections
+from mrcnn_tf.visualize.draw import color
 
 
 @pytest.fixture
@@ -97,6 +98,93 @@ def test_to_coco_is_json_with_the_sets_own_ids(found):
     assert metrics["bbox/AP"] == metrics["segm/AP"] == pytest.approx(1.0)
 
 
+@pytest.fixture
+def exact(found):
+    """The same instances with exact masks; the third has none of its pixels set."""
+    third = np.zeros((20, 30), bool)
+    rles = [coco_mask.encode(np.asfortranarray(m, np.uint8)) for m in (*dense_reference()[:2], third)]
+    return Detections(
+        found.image_size,
+        found.boxes,
+        found.scores,
+        found.class_ids,
+        found.category_ids,
+        found.class_names,
+        segmentations=rles,
+    )
+
+
+def test_every_form_of_exact_masks(found, exact):
+    dense = dense_reference()
+    dense[2] = False
+    for order in "FC":
+        for (crop, y0, x0), mask in zip(exact.crops(order=order), dense, strict=True):
+            assert crop.dtype == bool and crop.flags[f"{order}_CONTIGUOUS"]
+            np.testing.assert_array_equal(mask[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]], crop)
+            assert crop.sum() == mask.sum()
+    for threshold in (0.01, 0.5, 1.0):  # exact, whatever the threshold
+        np.testing.assert_array_equal(exact.dense_masks(threshold), dense)
+    assert exact.rles()[:2] == found.rles()[:2]  # bytes became str
+    assert exact.polygons() == [*found.polygons()[:2], []]
+    labels = found.label_map()
+    np.testing.assert_array_equal(exact.label_map(), np.where(labels == 3, 0, labels))
+    assert exact.to_coco(9)[:2] == json.loads(json.dumps(found.to_coco(9)))[:2]
+    assert exact.to_coco(9)[2]["segmentation"]["counts"] == coco_mask.encode(
+        np.zeros((20, 30), np.uint8, "F")
+    )["counts"].decode("ascii")
+
+
+def test_exact_masks_are_selected_with_their_boxes(exact):
+    turned = exact.select([1, 0])
+    assert turned.segmentations == [exact.segmentations[1], exact.segmentations[0]]
+    assert exact.filter(0.92).segmentations == [exact.segmentations[1]]
+    assert exact.select([]).segmentations == [] and exact.select([]).dense_masks().shape == (0, 20, 30)
+
+
+@pytest.mark.parametrize("size", [(40, 60), (10, 15), (33, 31), (20, 30), (1, 1)])
+def test_exact_masks_at_other_sizes(exact, size):
+    """Each pixel of the picture is that of the image under its centre."""
+    rows = ((np.arange(size[0]) + 0.5) * 20 / size[0]).astype(int)
+    columns = ((np.arange(size[1]) + 0.5) * 30 / size[1]).astype(int)
+    for (crop, y0, x0), mask in zip(exact.crops(size=size), exact.dense_masks(), strict=True):
+        got = np.zeros(size, bool)
+        got[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop
+        np.testing.assert_array_equal(got, mask[np.ix_(rows, columns)])
+
+
+def test_exact_masks_are_drawn(exact):
+    image = np.zeros((20, 30, 3), np.uint8)
+    picture = exact.plot(image, boxes=False, labels=False)
+    centre = picture[
+        int(4.5 * 640 / 30), int(4.5 * 640 / 30)
+    ]  # of a pixel of the first mask, far from its outline
+    np.testing.assert_allclose(centre, 0.4 * np.array(color(0)), atol=1)
+    assert not picture[-100:, -100:].any()
+
+
+def test_bad_exact_masks(exact):
+    fields = {
+        k: getattr(exact, k)
+        for k in ("image_size", "boxes", "scores", "class_ids", "category_ids", "class_names")
+    }
+    rles = exact.segmentations
+    for wrong, message in (
+        (rles[:2], "2 segmentations for 3 boxes"),
+        (
+            [*rles[:2], {**rles[2], "size": [30, 20]}],
+            r"segmentations\[2\] has size \[30, 20\], the image \[20, 30\]",
+        ),
+        ([{"size": [20, 30], "counts": [600]}, *rles[1:]], r"segmentations\[0\] is no compressed COCO RLE"),
+        ([[1, 2, 3, 4, 5, 6], *rles[1:]], r"segmentations\[0\] is no compressed COCO RLE"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            Detections(**fields, segmentations=wrong)
+    with pytest.raises(ValueError, match="masks or segmentations, not both"):
+        Detections(**fields, masks=np.ones((3, 4, 4)), segmentations=rles)
+    with pytest.raises(ValueError, match="must add up to 600 pixels"):
+        Detections(**fields, segmentations=[{"size": [20, 30], "counts": "05"}] * 3).crops()
+
+
 def test_select_and_filter(found):
     high = found.filter(0.5)
     assert high.class_names == ["cell", "dog"]
@@ -145,7 +233,7 @@ def test_results_and_metrics_need_no_tensorflow():
         "import sys\n"
         "sys.modules['tensorflow'] = sys.modules['keras'] = None\n"
         "import mrcnn_tf.models.detections, mrcnn_tf.evaluation.coco, mrcnn_tf.evaluation.recall\n"
-        "import mrcnn_tf.visualize, mrcnn_tf.geometry.masks\n"
+        "import mrcnn_tf.visualize, mrcnn_tf.geometry.masks, mrcnn_tf.tiling\n"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

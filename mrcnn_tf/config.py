@@ -6,6 +6,7 @@ docstring explains them. `configs/base.yaml` holds every key with its default an
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -213,7 +214,15 @@ class Model(Section):
     box_beta: NotNegative = 1.0
     loss_weights: LossWeights = Field(default_factory=lambda: LossWeights.model_validate({}))
     score_threshold: Share = 0.05
+    class_score_thresholds: dict[str, Share] | None = None
     nms_threshold: Share = 0.5
+    nms_groups: Literal["class", "all"] | list[list[str]] = "class"
+    nms_method: Literal["hard", "linear", "gaussian"] = "hard"
+    nms_sigma: Positive = 0.5
+    mask_nms_threshold: Share | None = None
+    min_detection: NotNegative | None = None
+    max_detection: Positive | None = None
+    detection_unit: Literal["pixels", "share"] = "pixels"
     max_detections: Count = 100
 
     @model_validator(mode="after")
@@ -462,6 +471,22 @@ def make_config(values: dict[str, Any], source: str = "config") -> Config:
         return Config.model_validate(values)
     except ValidationError as error:
         raise ConfigError("\n".join(_explain(source, e) for e in error.errors())) from None
+
+
+def selection_settings(overrides: Sequence[str]) -> dict[str, Any]:
+    """What `model.KEY=VALUE` says of a trained model's detections: arguments of `MaskRCNN.set_selection`, of any key.
+
+    Raises:
+        ConfigError: for keys outside `model`, and wrong values.
+    """
+    values = override({}, list(overrides))
+    for key, section in values.items():
+        if key != "model" or not isinstance(section, dict):
+            raise ConfigError(
+                f"{key}: of a trained model only model.KEY can be set, such as model.nms_threshold=0.6"
+            )
+    config = make_config(values, "command line")
+    return {key: config.model.model_dump()[key] for key in values.get("model", {})}
 
 
 def dump_config(config: Config) -> str:

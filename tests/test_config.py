@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrcnn_tf.config import Config, ConfigError, dump_config, load_config, make_config
+from mrcnn_tf.config import (
+    Config,
+    ConfigError,
+    dump_config,
+    load_config,
+    make_config,
+    selection_settings,
+)
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 
@@ -132,3 +139,17 @@ def test_detectron_recipe():
         and model.aligned is False
         and model.box_beta == pytest.approx(1 / 9)
     )
+
+
+def test_settings_of_a_trained_model():
+    given = ["model.nms_groups=[[cat, dog]]", "model.nms_threshold=0.6"]
+    assert selection_settings(given) == {"nms_groups": [["cat", "dog"]], "nms_threshold": 0.6}
+    assert selection_settings([]) == {}
+    for text, message in (
+        ("train.seed=1", r"train: of a trained model only model\.KEY can be set"),
+        ("model=3", "of a trained model only"),
+        ("model.nms_threshold=2", "nms_threshold.*less than or equal to 1"),
+        ("model.nms_treshold=0.5", "nms_treshold"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            selection_settings([text])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrcnn_tf.allocator import keep_memory
+from mrcnn_tf.commands.loading import HELP, load_with
 from mrcnn_tf.files import save_json, save_text
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ SUMMARY = "box and mask AP of a model or of a results file"
 EXAMPLES = """examples:
   python evaluate.py --config configs/quickstart.yaml          the model that this config trained
   python evaluate.py --model M.keras --annotations A.json --images DIR
+  python evaluate.py --model M.keras --annotations A.json --images DIR model.nms_threshold=0.6
   python evaluate.py --annotations A.json --results R.json     any COCO results file, whoever made it
   python evaluate.py --config configs/mr_rcnn_dsb2018.yaml --alpha 0 0.5 1 2    weights of MR R-CNN's second look"""
 
@@ -50,9 +52,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         metavar="A",
         help="evaluate an MR R-CNN at each of these weights of its refined scores; --out gets alpha.md and alpha.csv",
     )
-    parser.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="with --config; to stand before --alpha"
-    )
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=f"{HELP}; with --config, any key")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -74,20 +74,23 @@ def run(options: argparse.Namespace) -> int:
 
     from mrcnn_tf.data.coco import CocoDataset
     from mrcnn_tf.evaluation.run import evaluate_model, sweep_alpha
-    from mrcnn_tf.training.checkpoints import load_model
 
     dataset: CocoDataset | None = None
     if options.config:
         from mrcnn_tf.build import validation_set
         from mrcnn_tf.config import load_config
+        from mrcnn_tf.models.selection import SELECTION
 
         config = load_config(options.config, options.overrides)
-        model = load_model(options.model or config.run_folder / "model.keras")
+        # Of a config, only the settings that were given: a model has those that it was trained with.
+        keys = {f"model.{key}" for key in SELECTION}
+        chosen = [text for text in options.overrides if text.partition("=")[0] in keys]
+        model = load_with(options.model or config.run_folder / "model.keras", chosen)
         max_detections = tuple(options.max_detections or config.evaluation.max_detections)
         if not options.annotations:
             dataset = validation_set(config)
     elif options.model:
-        model = load_model(options.model)
+        model = load_with(options.model, options.overrides)
     else:
         raise ValueError(
             "give --config, or --model with --annotations and --images, or --annotations with --results"

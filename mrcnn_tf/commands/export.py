@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from mrcnn_tf.commands.loading import add_overrides, load_with
+
 SUMMARY = "write a SavedModel for TensorFlow Serving, or a LiteRT or ONNX file"
 EXAMPLES = """A metrics.json and a config.yaml beside the model, as training leaves them, go into the model card.
 examples:
   mrcnn export runs/quickstart/model.keras --out saved_models/quickstart
   mrcnn export runs/quickstart/model.keras --out saved_models/quickstart --precision bfloat16
+  mrcnn export runs/quickstart/model.keras --out saved_models/quickstart model.nms_groups=all
   mrcnn export runs/quickstart/model.keras --format litert --out model.tflite --size 128x128
   mrcnn export runs/quickstart/model.keras --format litert --out int8.tflite --precision int8 \\
       --calibration data/shapes/train/images \\
@@ -55,6 +58,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--images", metavar="DIR", help="folder of its images")
     parser.add_argument("--first", type=int, metavar="N", help="only its first N images")
+    add_overrides(parser)
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,9 +73,7 @@ def run(options: argparse.Namespace) -> int:
             raise ValueError(f"--{name.replace('_', '-')} is not for --format {options.format}")
     if bool(options.annotations) != bool(options.images):
         raise ValueError("--annotations and --images belong together: a data set to report AP on")
-    from mrcnn_tf.training.checkpoints import load_model
-
-    model = load_model(options.model)
+    model = load_with(options.model, options.overrides)
     if options.format == "litert":
         from mrcnn_tf.data.coco import CocoDataset
         from mrcnn_tf.export.litert import export_litert

@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 
 from mrcnn_tf.allocator import keep_memory
+from mrcnn_tf.commands.loading import load_with
 
 SUMMARY = "draw what a model finds in pictures and videos"
 EXAMPLES = """examples:
   mrcnn predict runs/quickstart/model.keras photos/ 'more/*.jpg' clip.mp4 --out found
+  mrcnn predict model.keras photos/ --out found model.nms_groups=all model.nms_threshold=0.6
   mrcnn predict model.keras slide.tif --tile 1024 --overlap 256 --out found    a picture far larger than the model's"""
 
 
@@ -16,6 +18,7 @@ def arguments(parser: argparse.ArgumentParser) -> None:
     """Its arguments."""
     parser.add_argument("model", metavar="MODEL", help="a .keras file")
     parser.add_argument("paths", nargs="+", metavar="PATH", help="images, videos, folders or glob patterns")
+    parser.set_defaults(overrides=[])
     parser.add_argument("--out", required=True, metavar="DIR", help="for the pictures and predictions.json")
     parser.add_argument(
         "--score",
@@ -37,13 +40,17 @@ def arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """`mrcnn predict`."""
+    # argparse cannot tell the two apart.
+    overrides = [p for p in options.paths if p.startswith("model.") and "=" in p] + options.overrides
+    paths = [p for p in options.paths if p not in overrides]
+    if not paths:
+        raise ValueError("there is no picture among the arguments; give files, folders or patterns")
     keep_memory()
     from mrcnn_tf.predict import predict_paths
-    from mrcnn_tf.training.checkpoints import load_model
 
     failed = predict_paths(
-        load_model(options.model),
-        options.paths,
+        load_with(options.model, overrides),
+        paths,
         options.out,
         score=options.score,
         tile=options.tile,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import tensorflow as tf
 from tqdm import tqdm
 
 from mrcnn_tf.data.coco import CocoDataset
@@ -99,9 +100,8 @@ def detections_of(
     ) as progress:
         for batch in batches:
             start = time.perf_counter()
-            found = {
-                k: v.numpy() for k, v in model.detect_batch(batch["images"], batch["image_sizes"]).items()
-            }
+            inputs = (batch["images"], batch["image_sizes"], tf.cast(batch["original_sizes"], tf.float32))
+            found = {k: v.numpy() for k, v in model.detect_batch(*inputs).items()}
             seconds = (time.perf_counter() - start) / len(batch["image_ids"])
             sizes, originals = batch["image_sizes"].numpy(), batch["original_sizes"].numpy()
             for row, image_id in enumerate(batch["image_ids"].numpy()):

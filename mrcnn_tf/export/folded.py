@@ -48,7 +48,8 @@ def folded(
     rewrite.optimizers.extend(["constfold", "dependency"])
     rewrite.meta_optimizer_iterations = rewriter_config_pb2.RewriterConfig.ONE
     # Every graph here holds all weights: a large model should not be in memory a dozen times.
-    del values, traced
+    values.clear()
+    del traced
     graph = tf_optimizer.OptimizeGraph(config, meta_graph)
     del meta_graph
     # TensorFlow knows functions by name, and these bodies have changed.

@@ -138,7 +138,9 @@ def agreement(
     """Runs both on these inputs, see `letterbox`."""
     total, differences = 0, []
     for canvas, used in inputs:
-        wanted = model.detect_batch(tf.constant(canvas, tf.float32), tf.constant(used[None], tf.float32))
+        wanted = model.detect_batch(
+            tf.constant(canvas, tf.float32), *[tf.constant(used[None], tf.float32)] * 2
+        )
         kept = wanted["classes"][0].numpy() > 0
         boxes, scores, classes, masks = (
             wanted[name][0].numpy()[kept] for name in ("boxes", "scores", "classes", "masks")

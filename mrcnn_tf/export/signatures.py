@@ -67,22 +67,30 @@ def servable_copy(model: MaskRCNN, precision: str | None) -> MaskRCNN:
 
 
 def folded_detect(model: MaskRCNN) -> Callable[..., dict[str, tf.Tensor]]:
-    """`model.call` on canvases, sizes and both thresholds, as one graph without variables that all signatures share."""
+    """`model.call` as one graph without variables that all signatures share.
+
+    Its arguments: canvases, the sizes of the images on them and before, and both thresholds.
+    """
     names = ("boxes", "scores", "classes", "masks")
 
     def call(
-        images: tf.Tensor, sizes: tf.Tensor, score_threshold: tf.Tensor, iou_threshold: tf.Tensor
+        images: tf.Tensor,
+        sizes: tf.Tensor,
+        originals: tf.Tensor,
+        score_threshold: tf.Tensor,
+        iou_threshold: tf.Tensor,
     ) -> list[tf.Tensor]:
         inputs = {
             "images": images,
             "image_sizes": sizes,
+            "original_sizes": originals,
             "score_threshold": score_threshold,
             "iou_threshold": iou_threshold,
         }
         found = model(inputs, training=False)
         return [found[name] for name in names]
 
-    shapes = ([None, None, None, 3], [None, 2], [None], [None])
+    shapes = ([None, None, None, 3], [None, 2], [None, 2], [None], [None])
     signature = [tf.TensorSpec(shape, tf.float32) for shape in shapes]
     graph = folded(call, model, signature)
     return lambda *inputs: dict(zip(names, graph(*inputs), strict=True))
@@ -98,7 +106,7 @@ def from_pixels(
     images = tf.pad(images, [[0, 0], [0, canvas[0] - size[0]], [0, canvas[1] - size[1]], [0, 0]])
     sizes, originals = (tf.tile(s[None], [batch[0], 1]) for s in (size, original))
     thresholds = [tf.fill(batch, t) for t in (model.score_threshold, model.nms_threshold)]
-    found = detect(images, tf.cast(sizes, tf.float32), *thresholds)
+    found = detect(images, *(tf.cast(s, tf.float32) for s in (sizes, originals)), *thresholds)
     return named(model, found, sizes, originals, tf.fill(batch, "ok"))
 
 
@@ -140,7 +148,8 @@ def from_files(
         thresholds.append(value if given is None else tf.where(given < 0.0, value, given))
     # No score is above 1.
     thresholds[0] = tf.where(status == "ok", thresholds[0], 1.0)
-    found = detect(images[:, : canvas[0], : canvas[1]], tf.cast(sizes, tf.float32), *thresholds)
+    floats = (tf.cast(s, tf.float32) for s in (sizes, originals))
+    found = detect(images[:, : canvas[0], : canvas[1]], *floats, *thresholds)
     return named(model, found, sizes, originals, status)
 
 

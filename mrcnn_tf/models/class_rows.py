@@ -39,6 +39,11 @@ def reclassed(trained: MaskRCNN, class_names: Sequence[str], category_ids: Seque
 
     config = trained.get_config()
     config |= {"class_names": list(class_names), "category_ids": list(category_ids)}
+    floors, groups = config["class_score_thresholds"], config["nms_groups"]
+    if floors:
+        config["class_score_thresholds"] = {name: floors[name] for name in floors if name in class_names}
+    if not isinstance(groups, str):
+        config["nms_groups"] = [[name for name in group if name in class_names] for group in groups]
     heads = [part for part in trained.PARTS if part.endswith("head")]
     for part in heads:
         config[part]["config"]["num_classes"] = len(class_names)

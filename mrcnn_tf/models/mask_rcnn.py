@@ -11,7 +11,6 @@ import tensorflow as tf
 
 from mrcnn_tf import losses
 from mrcnn_tf.geometry import boxes as box_ops
-from mrcnn_tf.geometry import nms
 from mrcnn_tf.layers.fpn import FPN
 from mrcnn_tf.layers.heads import BoxHead, MaskHead
 from mrcnn_tf.layers.preprocess import INTERPOLATIONS, SIZE_RULES, Normalize, resize, resized_shape
@@ -19,7 +18,25 @@ from mrcnn_tf.layers.resnet import DIALECTS, ResNet
 from mrcnn_tf.layers.rpn import RPN
 from mrcnn_tf.models import targets
 from mrcnn_tf.models.detections import Detections
+from mrcnn_tf.models.selection import SELECTION, Selection
 from mrcnn_tf.ops.roi_align import assign_levels, roi_align
+
+
+class Candidates(NamedTuple):
+    """What a model has found before non-maximum suppression.
+
+    `features`: the pyramid; `rois [B, N, 4]` in pixels of the canvas, and which are `valid [B, N]`;
+    `class_logits [B, N, K + 1]`; `box_deltas [B, N, K or 1, 4]` from the RoIs; `proposals [B, P, 4]` of the RPN; and in
+    MR R-CNN `hidden [B, N, S, S, C]`, the first mask head's features of the RoIs.
+    """
+
+    features: list[tf.Tensor]
+    rois: tf.Tensor
+    valid: tf.Tensor
+    class_logits: tf.Tensor
+    box_deltas: tf.Tensor
+    proposals: tf.Tensor
+    hidden: tf.Tensor | None = None
 
 
 class FirstStage(NamedTuple):
@@ -66,11 +83,13 @@ class MaskRCNN(keras.Model):
         mask_loss: `"binary_cross_entropy"` or `"dice"`.
         rpn_beta, box_beta: where smooth L1 turns from square to linear.
         loss_weights: factors of `rpn_class, rpn_box, class, box, mask`; 1 where not given.
-        score_threshold, nms_threshold, max_detections: of the detections.
+        score_threshold, class_score_thresholds, nms_threshold, nms_groups, nms_method, nms_sigma, mask_nms_threshold,
+            min_detection, max_detection, detection_unit, max_detections: which candidates become detections, see
+            `mrcnn_tf.models.selection.Selection`.
 
     Raises:
-        ValueError: for a loss or a proposal source that does not exist, for class names that are not unique, and
-            for heads whose class count is not that of `class_names`.
+        ValueError: for a loss or a proposal source that does not exist, for class names that are not unique, for
+            heads whose class count is not that of `class_names`, and what `Selection` raises.
     """
 
     PARTS: ClassVar[tuple[str, ...]] = ("backbone", "fpn", "rpn", "box_head", "mask_head", "normalize")
@@ -119,7 +138,15 @@ class MaskRCNN(keras.Model):
         box_beta: float = 1.0,
         loss_weights: dict[str, float] | None = None,
         score_threshold: float = 0.05,
+        class_score_thresholds: dict[str, float] | None = None,
         nms_threshold: float = 0.5,
+        nms_groups: str | list[list[str]] = "class",
+        nms_method: str = "hard",
+        nms_sigma: float = 0.5,
+        mask_nms_threshold: float | None = None,
+        min_detection: float | None = None,
+        max_detection: float | None = None,
+        detection_unit: str = "pixels",
         max_detections: int = 100,
         **kwargs,
     ):
@@ -198,8 +225,6 @@ class MaskRCNN(keras.Model):
         if unknown:
             raise ValueError(f"loss_weights has {', '.join(unknown)}; there are {', '.join(self.LOSSES)}")
         self.loss_weights = {**dict.fromkeys(self.LOSSES, 1.0), **(loss_weights or {})}
-        self.score_threshold, self.nms_threshold = score_threshold, nms_threshold
-        self.max_detections = max_detections
         self.clip_norm: float | None = None  # set by training: bound on the norm of all gradients together
 
         # Every shape is known from the arguments: built here, a model can be saved, counted and distributed at once.
@@ -208,7 +233,7 @@ class MaskRCNN(keras.Model):
             if not getattr(self, part).built:  # a part read from a file is
                 getattr(self, part).build(input_shape)
         self.built = True
-        self.make_functions()
+        self.set_selection()
 
     def make_functions(self) -> None:
         """What `detect` and the evaluation call; anew after a setting that a graph holds has changed."""
@@ -219,10 +244,30 @@ class MaskRCNN(keras.Model):
             autograph=False,
         )
         self.detect_batch = tf.function(
-            lambda images, image_sizes: self({"images": images, "image_sizes": image_sizes}),
-            input_signature=[tf.TensorSpec([None, None, None, 3]), tf.TensorSpec([None, 2])],
+            lambda images, image_sizes, original_sizes: self(
+                {"images": images, "image_sizes": image_sizes, "original_sizes": original_sizes}
+            ),
+            input_signature=[tf.TensorSpec(shape) for shape in ([None, None, None, 3], [None, 2], [None, 2])],
             autograph=False,
         )
+
+    def set_selection(self, **settings: Any) -> None:
+        """Other settings of what becomes a detection (`Selection`), from the next detection on; no training is needed.
+
+        Raises:
+            ValueError: for a setting that is not one of `Selection`'s, and what that raises.
+        """
+        unknown = sorted(set(settings) - set(SELECTION))
+        if unknown:
+            raise ValueError(
+                f"{', '.join(unknown)} cannot be set on a trained model; what can is {', '.join(SELECTION)}"
+            )
+        chosen = {key: settings.get(key, self.settings[key]) for key in SELECTION}
+        self.selection = Selection(self.class_names, **chosen)
+        self.settings |= chosen
+        self.score_threshold, self.nms_threshold = chosen["score_threshold"], chosen["nms_threshold"]
+        self.max_detections = chosen["max_detections"]
+        self.make_functions()
 
     # ---------------------------------------------------------------- forward
 
@@ -239,7 +284,8 @@ class MaskRCNN(keras.Model):
         Args:
             inputs: `images [B, H, W, 3]`, RGB in [0, 255], resized, padded at bottom and right to multiples of 32;
                 `image_sizes [B, 2]`, height and width without the padding; if wanted, `score_threshold [B]` and
-                `iou_threshold [B]`, used instead of the model's `score_threshold` and `nms_threshold`.
+                `iou_threshold [B]`, used instead of the model's `score_threshold` and `nms_threshold`, and
+                `original_sizes [B, 2]`, before resizing, for bounds on the size of detections in pixels.
             training: for the norms.
 
         Returns:
@@ -248,18 +294,26 @@ class MaskRCNN(keras.Model):
             first, zeros where there are fewer. All float32 but the classes, which are int32.
         """
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
-        features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
-        limits = self.limits(inputs["images"], sizes)
-        thresholds = self.thresholds(inputs)
-        boxes, scores, classes, _ = self.select(
-            proposals, valid, class_logits, box_deltas, limits, thresholds
+        candidates, thresholds = self.candidates(inputs, training), self.thresholds(inputs)
+        boxes, scores, classes, row = self.select(
+            *candidates[1:5], self.limits(inputs["images"], sizes), thresholds, inputs.get("original_sizes")
         )
-        mask_logits = self.mask_head(
-            self.align(features, boxes, self.mask_head.roi_size), classes, training=training
-        )
-        masks = tf.sigmoid(mask_logits)
+        masks = tf.sigmoid(self.masks_of(candidates, boxes, classes, row, training))
         found = {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks}
-        return {**found, "proposals": proposals}
+        return {**self.selection.masks(found, thresholds[0]), "proposals": candidates.proposals}
+
+    def candidates(self, inputs: dict[str, tf.Tensor], training: bool = False) -> Candidates:
+        """Everything before non-maximum suppression; `inputs` are those of `call`."""
+        sizes = tf.cast(inputs["image_sizes"], tf.float32)
+        features, proposals, valid, logits, deltas = self.propose(inputs["images"], sizes, training)
+        return Candidates(features, proposals, valid, logits, deltas, proposals)
+
+    def masks_of(
+        self, found: Candidates, boxes: tf.Tensor, classes: tf.Tensor, row: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """Mask logits `[B, D, m, m]` of detections: `boxes [B, D, 4]`, `classes` and candidates' `row [B, D]`."""
+        pooled = self.align(found.features, boxes, self.mask_head.roi_size)
+        return self.mask_head(pooled, classes, training=training)
 
     def propose(
         self, images: tf.Tensor, sizes: tf.Tensor, training: bool
@@ -303,34 +357,26 @@ class MaskRCNN(keras.Model):
         box_deltas: tf.Tensor,
         sizes: tf.Tensor,
         thresholds: tuple[float | tf.Tensor, float | tf.Tensor] | None = None,
+        original_sizes: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Every class's box of every proposal, after NMS.
+        """Every class's box of every proposal, after NMS; see `Selection.boxes`.
 
         Returns:
             Boxes `[B, D, 4]`, scores and classes `[B, D]`, and `[B, D]`, which proposal each came from.
         """
         score_threshold, iou_threshold = thresholds or self.thresholds({})
-        k, b = self.num_classes, tf.shape(proposals)[0]
-        scores = self.probabilities(class_logits)
-        scores = tf.where(valid[..., None], scores, -1.0)
+        scores = tf.where(valid[..., None], self.probabilities(class_logits), -1.0)
         boxes = box_ops.decode(box_deltas, proposals[:, :, None, :], self.box_weights)
-        boxes = tf.broadcast_to(boxes, [b, tf.shape(proposals)[1], k, 4])
-        boxes = box_ops.clip(tf.reshape(boxes, [b, -1, 4]), sizes)
-        scores = tf.reshape(scores, [b, -1])
-        groups = tf.broadcast_to(tf.range(k)[None, None], [b, tf.shape(proposals)[1], k])
-        groups = tf.reshape(groups, [b, -1])
-        keep, found = nms.nms(
-            boxes,
+        shape = [*tf.unstack(tf.shape(proposals)[:2]), self.num_classes, 4]
+        boxes = tf.reshape(tf.broadcast_to(boxes, shape), [shape[0], -1, 4])
+        return self.selection.boxes(
+            tf.reshape(box_ops.clip(boxes, sizes), shape),
             scores,
-            groups,
-            iou_threshold=iou_threshold,
+            image_sizes=sizes,
+            original_sizes=sizes if original_sizes is None else original_sizes,
             score_threshold=score_threshold,
-            max_outputs=self.max_detections,
+            iou_threshold=iou_threshold,
         )
-        boxes = tf.where(found[..., None], tf.gather(boxes, keep, batch_dims=1), 0.0)
-        scores = tf.where(found, tf.gather(scores, keep, batch_dims=1), 0.0)
-        classes = tf.where(found, tf.gather(groups, keep, batch_dims=1) + 1, -1)
-        return boxes, scores, classes, keep // k
 
     def probabilities(self, class_logits: tf.Tensor) -> tf.Tensor:
         """`[..., K + 1]` -> foreground scores `[..., K]`, in the way that the loss trained them."""
@@ -499,9 +545,10 @@ class MaskRCNN(keras.Model):
 
     def _detect_image(self, image: tf.Tensor, score_threshold: tf.Tensor) -> dict[str, tf.Tensor]:
         images, sizes = self.preprocess(image)
-        found = self({"images": images, "image_sizes": sizes}, training=False)
-        del found["proposals"]
         original = tf.cast(tf.shape(image)[:2], tf.float32)
+        inputs = {"images": images, "image_sizes": sizes, "original_sizes": original[None]}
+        found = self(inputs, training=False)
+        del found["proposals"]
         found["boxes"] *= tf.tile(original / sizes[0], [2])
         keep = found["scores"][0] > tf.maximum(score_threshold, 0.0)
         return {name: tf.boolean_mask(value[0], keep) for name, value in found.items()}

@@ -14,7 +14,7 @@ from mrcnn_tf.geometry import boxes as box_ops
 from mrcnn_tf.geometry import nms
 from mrcnn_tf.layers.heads import BoxHead, RefiningMaskHead
 from mrcnn_tf.models import targets
-from mrcnn_tf.models.mask_rcnn import MaskRCNN, deltas_of_class
+from mrcnn_tf.models.mask_rcnn import Candidates, MaskRCNN, deltas_of_class
 from mrcnn_tf.ops.shape_aware import shape_aware_roi_align
 
 
@@ -115,8 +115,8 @@ class MaskRefiningRCNN(MaskRCNN):
 
     # ---------------------------------------------------------------- forward
 
-    def call(self, inputs: dict[str, tf.Tensor], training: bool = False) -> dict[str, tf.Tensor]:
-        """Detects; arguments and results are those of `MaskRCNN.call`."""
+    def candidates(self, inputs: dict[str, tf.Tensor], training: bool = False) -> Candidates:
+        """The boxes B of the first stage, and what the second look makes of their scores and places."""
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
         features, proposals, valid, class_logits, box_deltas = self.propose(inputs["images"], sizes, training)
         sizes, thresholds = self.limits(inputs["images"], sizes), self.thresholds(inputs)
@@ -133,16 +133,17 @@ class MaskRefiningRCNN(MaskRCNN):
             class_logits = (class_logits + self.alpha * new_logits) / (1.0 + self.alpha)
         if not self.refine_boxes:
             deltas = tf.zeros_like(deltas)
-        boxes, scores, classes, row = self.select(boxes, valid, class_logits, deltas, sizes, thresholds)
+        return Candidates(features, boxes, valid, class_logits, deltas, proposals, hidden)
 
-        pooled = self.align(features, boxes, self.mask_head.roi_size)
-        if self.refine_masks:
-            hidden = tf.gather(hidden, row, batch_dims=1)
-            mask_logits = self.refining_mask_head(pooled, hidden, classes, training=training)
-        else:
-            mask_logits = self.mask_head(pooled, classes, training=training)
-        found = {"boxes": boxes, "scores": scores, "classes": classes, "masks": tf.sigmoid(mask_logits)}
-        return {**found, "proposals": proposals}
+    def masks_of(
+        self, found: Candidates, boxes: tf.Tensor, classes: tf.Tensor, row: tf.Tensor, training: bool
+    ) -> tf.Tensor:
+        """The refined masks' logits, see `MaskRCNN.masks_of`; the mask head's without `refine_masks`."""
+        if not self.refine_masks:
+            return super().masks_of(found, boxes, classes, row, training)
+        pooled = self.align(found.features, boxes, self.mask_head.roi_size)
+        hidden = tf.gather(found.hidden, row, batch_dims=1)
+        return self.refining_mask_head(pooled, hidden, classes, training=training)
 
     def boxes_to_refine(
         self,

@@ -57,7 +57,9 @@ def check_equal(model, run, atol=1e-3):
     for image in IMAGES:
         canvas, used = letterbox(image, SIZE)
         outputs = run(image=canvas, image_size=used)
-        wanted = model.detect_batch(tf.constant(canvas, tf.float32), tf.constant(used[None], tf.float32))
+        wanted = model.detect_batch(
+            tf.constant(canvas, tf.float32), *[tf.constant(used[None], tf.float32)] * 2
+        )
         count = int((wanted["classes"].numpy() > 0).sum())
         assert count > 5 and outputs["num_detections"].tolist() == [count]
         for name in ("boxes", "scores", "classes", "masks"):

@@ -42,7 +42,9 @@ def test_the_file_is_the_model(kind, tmp_path):
     for seed, shape in enumerate([(64, 96, 3), (80, 60, 3)]):
         image, used = letterbox(np.random.default_rng(seed).integers(0, 256, shape, np.uint8), SIZE)
         found = dict(zip(names, session.run(None, {"image": image, "image_size": used}), strict=True))
-        wanted = model.detect_batch(tf.constant(image, tf.float32), tf.constant(used[None], tf.float32))
+        wanted = model.detect_batch(
+            tf.constant(image, tf.float32), *[tf.constant(used[None], tf.float32)] * 2
+        )
         count = int((wanted["classes"].numpy() > 0).sum())
         assert count > 5 and found["num_detections"].tolist() == [count]
         for name in ("boxes", "scores", "classes", "masks"):

@@ -288,3 +288,18 @@ def test_what_cannot_be_written_is_named(tmp_path, monkeypatch):
     assert not list((tmp_path / "m").iterdir())
     with pytest.raises(ValueError, match="precision is 'int4'; it must be one of float32, bfloat16"):
         export_saved_model(make_model(), tmp_path / "m", precision="int4")
+
+
+def test_settings_of_the_selection_are_in_the_graph():
+    """Soft suppression, groups, masks' NMS and sizes in pixels of the image that came in."""
+    image = np.random.default_rng(3).integers(0, 256, (48, 64, 3), np.uint8)
+    settings = {"nms_groups": "all", "nms_method": "linear", "mask_nms_threshold": 0.3, "min_detection": 12.0}
+    model = make_model(score_threshold=0.0, nms_threshold=0.9, **settings)
+    out = make_signatures(model)["image"](images=tf.constant(image[None]))
+    found = model.detect(image)
+    count = int(out["num_detections"][0])
+    assert count == len(found) > 1
+    np.testing.assert_allclose(out["detection_boxes"][0, :count], found.boxes, atol=0.01)
+    np.testing.assert_allclose(out["detection_scores"][0, :count], found.scores, atol=1e-5)
+    sides = found.boxes[:, 2:] - found.boxes[:, :2]
+    assert np.sqrt(sides.prod(1)).min() >= 12 - 1e-3

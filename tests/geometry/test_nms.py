@@ -8,7 +8,9 @@ import tensorflow as tf
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mrcnn_tf.geometry.nms import nms
+from mrcnn_tf.geometry.boxes import pairwise_iou
+from mrcnn_tf.geometry.masks import paste
+from mrcnn_tf.geometry.nms import box_overlaps, mask_overlaps, nms, soft_nms
 
 # IoU of 0 and 1 is 0.9, of 2 and 3 is 1/3.
 BOXES = np.array(
@@ -114,3 +116,107 @@ def test_half_precision(dtype):
         max_outputs=4,
     )
     np.testing.assert_array_equal(indices[valid], [2, 3, 1])
+
+
+def soft_reference(overlap, scores, groups, method, iou, score, count, sigma):
+    """Soft-NMS as the paper's figure 2 has it: the best leaves the set, and the others' scores decay."""
+    scores = scores.astype(np.float64).copy()
+    left, kept = [i for i in range(len(scores)) if scores[i] > score], []
+    while left and len(kept) < count:
+        best = max(left, key=lambda i: scores[i])
+        left.remove(best)
+        kept.append((best, scores[best]))
+        for i in list(left):
+            x = overlap[best, i] if groups[best] == groups[i] else 0.0
+            if method == "gaussian":
+                scores[i] *= np.exp(-(x**2) / sigma)
+            elif x > iou:
+                scores[i] *= 0.0 if method == "hard" else 1 - x
+            if scores[i] <= score or (method == "hard" and x > iou):
+                left.remove(i)
+    return kept
+
+
+def random_boxes(rng, count):
+    corner = rng.uniform(0, 30, (count, 2))
+    return np.concatenate([corner, corner + rng.uniform(2, 25, (count, 2))], 1).astype(np.float32)
+
+
+@pytest.mark.parametrize("method", ["hard", "linear", "gaussian"])
+@given(seed=st.integers(0, 10**6), iou=st.sampled_from([0.0, 0.3, 0.7]), score=st.sampled_from([0.0, 0.3]))
+@settings(max_examples=15, deadline=None)
+def test_soft_nms_is_the_papers(method, seed, iou, score):
+    rng = np.random.default_rng(seed)
+    boxes, scores = random_boxes(rng, 12), rng.uniform(0, 1, 12).astype(np.float32)
+    groups = rng.integers(0, 3, 12).astype(np.int32)
+    overlap = pairwise_iou(boxes, boxes).numpy()
+    wanted = soft_reference(overlap, scores, groups, method, iou, score, 8, 0.4)
+    # Two images at once, the second turned round, with a threshold of its own.
+    two = [np.stack([x, x[::-1]]) for x in (boxes, scores, groups)]
+    indices, valid, kept = soft_nms(
+        box_overlaps(tf.constant(two[0]), tf.constant(two[2])),
+        tf.constant(two[1]),
+        method=method,
+        iou_threshold=tf.constant([iou, iou]),
+        score_threshold=score,
+        max_outputs=8,
+        sigma=0.4,
+    )
+    for row, place in ((0, lambda i: i), (1, lambda i: 11 - i)):
+        count = int(valid[row].numpy().sum())
+        assert [place(i) for i in indices[row, :count].numpy()] == [i for i, _ in wanted]
+        np.testing.assert_allclose(kept[row, :count], [s for _, s in wanted], rtol=1e-5)
+        assert not kept[row, count:].numpy().any() and not indices[row, count:].numpy().any()
+    if method == "hard":
+        assert run(boxes, scores, groups, iou, score, 8) == [i for i, _ in wanted]
+
+
+def test_soft_nms_by_hand():
+    """The second overlaps the first by 0.9, the famous error being to drop it or to leave it at 0.5."""
+    overlaps = box_overlaps(tf.constant(BOXES[None, :2]), None)
+    settings = {"iou_threshold": 0.5, "score_threshold": 0.01, "max_outputs": 2}
+    linear = soft_nms(overlaps, tf.constant(SCORES[None, :2]), method="linear", **settings)
+    np.testing.assert_array_equal(linear[0], [[1, 0]])
+    np.testing.assert_allclose(linear[2], [[0.6, 0.5 * 0.1]], rtol=1e-5)
+    gaussian = soft_nms(overlaps, tf.constant(SCORES[None, :2]), method="gaussian", sigma=0.5, **settings)
+    np.testing.assert_allclose(gaussian[2], [[0.6, 0.5 * np.exp(-0.81 / 0.5)]], rtol=1e-5)
+    with pytest.raises(ValueError, match="'soft'.*hard, linear, gaussian"):
+        soft_nms(overlaps, tf.constant(SCORES[None, :2]), method="soft", **settings)
+
+
+def test_mask_overlaps_by_hand():
+    """Boxes that are the same, masks that share a quarter; a small mask inside a large one; another group."""
+    m = 28
+    left, upper, full = np.zeros((m, m)), np.zeros((m, m)), np.ones((m, m))
+    left[:, : m // 2] = 1
+    upper[: m // 2] = 1
+    masks = np.stack([left, upper, full, full]).astype(np.float32)[None]
+    boxes = np.array([[[0, 0, 56, 56], [0, 0, 56, 56], [4, 4, 18, 18], [4, 4, 18, 18]]], np.float32)
+    groups = tf.constant([[0, 0, 0, 1]])
+    of = mask_overlaps(tf.constant(masks), tf.constant(boxes), groups)
+    quarter = 28 * 28 / (2 * 56 * 28 - 28 * 28)
+    np.testing.assert_allclose(of(tf.constant([0])), [[1, quarter, 14 * 14 / (56 * 28), 0]], atol=1e-6)
+    alone = mask_overlaps(tf.constant(masks), tf.constant(boxes), None)
+    np.testing.assert_allclose(alone(tf.constant([3])), [[0.125, 0.125, 1, 1]], atol=1e-6)
+
+
+@given(seed=st.integers(0, 10**6))
+@settings(max_examples=10, deadline=None)
+def test_mask_overlaps_are_near_those_of_pixels(seed):
+    """Blobs pasted at ten times the size, and their IoU counted."""
+    rng = np.random.default_rng(seed)
+    boxes = random_boxes(rng, 6)
+    y, x = np.mgrid[:28, :28] / 27 * 2 - 1
+    masks = np.stack(
+        [1 / (1 + np.exp(9 * (y**2 / a + x**2 / b - 0.8))) for a, b in rng.uniform(0.5, 1, (6, 2))]
+    )
+    dense = np.zeros((6, 600, 600), bool)
+    for one, mask, box in zip(dense, masks, boxes * 10, strict=True):
+        crop, y0, x0 = paste(mask, box, 600, 600)
+        one[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]] = crop >= 0.5
+    both = (dense[:, None] & dense).sum((2, 3))
+    wanted = both / (dense[:, None] | dense).sum((2, 3))
+    of = mask_overlaps(tf.constant(masks[None], tf.float32), tf.constant(boxes[None]), None)
+    got = np.concatenate([of(tf.constant([i])) for i in range(6)])
+    np.testing.assert_allclose(got, wanted, atol=0.03)
+    np.testing.assert_allclose(got, got.T, atol=1e-6)

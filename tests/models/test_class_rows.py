@@ -71,3 +71,13 @@ def test_class_agnostic_heads_lose_nothing():
     model = reclassed(trained, ["star"], [1]).model
     np.testing.assert_array_equal(model.mask_head.kernel, trained.mask_head.kernel)
     np.testing.assert_array_equal(model.box_head.deltas.kernel, trained.box_head.deltas.kernel)
+
+
+def test_settings_by_class_follow_the_classes():
+    settings = {
+        "class_score_thresholds": {"disc": 0.3, "cross": 0.5},
+        "nms_groups": [["star", "ellipse", "disc"]],
+    }
+    model = reclassed(make_model(**settings), OTHERS, [5, 6, 7, 8]).model
+    assert model.settings["class_score_thresholds"] == {"disc": 0.3}
+    assert model.settings["nms_groups"] == [["star", "disc"]]

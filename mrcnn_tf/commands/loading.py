@@ -1,0 +1,30 @@
+"""A model as a command is told to use it."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mrcnn_tf.models.mask_rcnn import MaskRCNN
+
+HELP = "what becomes a detection, such as model.nms_threshold=0.6 or model.nms_groups=all"
+
+
+def add_overrides(parser: argparse.ArgumentParser) -> None:
+    """The argument whose values `load_with` takes."""
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=HELP)
+
+
+def load_with(path: str | Path, overrides: Sequence[str]) -> MaskRCNN:
+    """The model of a `.keras` file, with other settings of its detections."""
+    from mrcnn_tf.config import selection_settings
+    from mrcnn_tf.training.checkpoints import load_model
+
+    settings = selection_settings(overrides)  # before seconds of loading
+    model = load_model(path)
+    if settings:
+        model.set_selection(**settings)
+    return model

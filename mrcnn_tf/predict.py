@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import glob
 import itertools
-import json
-import os
 import sys
 import time
 from collections import Counter, defaultdict, deque
@@ -25,8 +23,10 @@ from tqdm import tqdm
 
 from mrcnn_tf import visualize
 from mrcnn_tf.data.images import read_image
+from mrcnn_tf.files import save_json
 from mrcnn_tf.models.detections import Detections
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.tiling import detect_tiled, tiles_of
 
 IMAGES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp", ".ppm", ".pgm")
 VIDEOS = (".mp4", ".avi", ".mov", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
@@ -34,13 +34,23 @@ WORKERS = 4
 # So many pictures are decoded before the network is ready for them, and so many are being written behind it. With the
 # one in the network, and the images that wait for the end of a video, at most 3 * AHEAD + 1 are in memory.
 AHEAD = 4
+# Longer side in pixels to which the drawn copies of tiled pictures are reduced: drawing takes 15 bytes a pixel.
+LARGEST = 4096
 
 T = TypeVar("T")
 Rows = list[dict[str, Any]]
 Jobs = Generator[tuple[str, "Future[Rows]"], None, None]
 
 
-def predict_paths(model: MaskRCNN, paths: Sequence[str], out: str | Path, *, score: float = 0.5) -> list[str]:
+def predict_paths(
+    model: MaskRCNN,
+    paths: Sequence[str],
+    out: str | Path,
+    *,
+    score: float = 0.5,
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> list[str]:
     """Draws detections into copies of the pictures and lists them in `out/predictions.json`.
 
     An interrupt leaves what was detected until then: whole pictures, the videos' first frames, and the list of both.
@@ -50,13 +60,21 @@ def predict_paths(model: MaskRCNN, paths: Sequence[str], out: str | Path, *, sco
         paths: image and video files, folders (their images and videos, not those of subfolders), glob patterns.
         out: folder for the results. Pictures keep their names, as PNG; videos become MP4.
         score: detections from this score on.
+        tile: detect tile by tile (see `detect_tiled`), one picture at a time instead of several, and draw pictures at
+            no more than `LARGEST` pixels.
+        overlap: of the tiles.
 
     Returns:
         One line for each file that could not be read; these are printed as well. The other files are done.
 
     Raises:
         FileNotFoundError: a path that does not exist, or a pattern or folder with nothing in it.
+        ValueError: a tile and an overlap that `detect_tiled` refuses, or an overlap without a tile.
     """
+    if tile is not None:
+        tiles_of(1, 1, tile, overlap)
+    elif overlap is not None:
+        raise ValueError("an overlap is one of tiles: give their size, too")
     files = expand(paths)
     folder = Path(out)
     folder.mkdir(parents=True, exist_ok=True)
@@ -86,18 +104,16 @@ def predict_paths(model: MaskRCNN, paths: Sequence[str], out: str | Path, *, sco
     try:
         with (
             ThreadPoolExecutor(WORKERS) as pool,
-            closing(predict_files(model, files, folder, score, pool)) as jobs,
+            closing(predict_files(model, files, folder, score, pool, tile, overlap)) as jobs,
         ):
             for job in jobs:
                 pending.append(job)
-                if len(pending) > AHEAD:
+                if len(pending) > places(tile):
                     settle()
     finally:
         while pending:
             settle()
-        aside = folder / "predictions.partial"
-        aside.write_text(json.dumps(entries))
-        os.replace(aside, folder / "predictions.json")
+        save_json(folder / "predictions.json", entries)
         speed = [
             f", {count[kind] / seconds[kind]:.1f} {kind}/s" for kind in ("images", "frames") if count[kind]
         ]
@@ -110,7 +126,13 @@ def predict_paths(model: MaskRCNN, paths: Sequence[str], out: str | Path, *, sco
 
 
 def predict_files(
-    model: MaskRCNN, files: Sequence[Path], folder: Path, score: float, pool: ThreadPoolExecutor
+    model: MaskRCNN,
+    files: Sequence[Path],
+    folder: Path,
+    score: float,
+    pool: ThreadPoolExecutor,
+    tile: int | None,
+    overlap: int | None,
 ) -> Jobs:
     """Detects on file after file.
 
@@ -120,11 +142,12 @@ def predict_files(
     """
     names = output_names(files)
     numbers = itertools.count(1)
-    reads = ahead(None if is_video(file) else pool.submit(read_image, file) for file in files)
+    reads = ahead((None if is_video(file) else pool.submit(read_image, file) for file in files), places(tile))
     for file, read in zip(tqdm(files, unit="file", dynamic_ncols=True), reads, strict=True):
         if read is None:
             try:
-                yield from predict_video(model, file, folder / f"{names[file]}.mp4", score, numbers, pool)
+                target = folder / f"{names[file]}.mp4"
+                yield from predict_video(model, file, target, score, numbers, pool, tile, overlap)
                 yield "videos", ended([])
             except (ValueError, OSError) as error:
                 yield "videos", ended(error)
@@ -132,12 +155,20 @@ def predict_files(
             yield "images", ended(failure)
         else:
             image, target = read.result(), folder / f"{names[file]}.png"
-            found = detect(model, image, score)
-            yield "images", pool.submit(write_image, file, target, image, found, next(numbers))
+            found = detect(model, image, score, tile, overlap)
+            size = LARGEST if tile and max(image.shape) > LARGEST else None
+            yield "images", pool.submit(write_image, file, target, image, found, next(numbers), size)
 
 
 def predict_video(
-    model: MaskRCNN, file: Path, target: Path, score: float, numbers: Iterator[int], pool: ThreadPoolExecutor
+    model: MaskRCNN,
+    file: Path,
+    target: Path,
+    score: float,
+    numbers: Iterator[int],
+    pool: ThreadPoolExecutor,
+    tile: int | None,
+    overlap: int | None,
 ) -> Jobs:
     """Detects on frame after frame; yields what `predict_files` does for each.
 
@@ -157,7 +188,7 @@ def predict_video(
                 writer = cv2.VideoWriter(str(target), cv2.VideoWriter.fourcc(*"mp4v"), rate, size)
                 if not writer.isOpened():
                     raise OSError(f"{target}: OpenCV cannot write this video; is the folder writable?")
-            found = detect(model, frame, score)
+            found = detect(model, frame, score, tile, overlap)
             written = pool.submit(write_frame, file, writer, frame, found, next(numbers), index, written)
             yield "frames", written
     finally:
@@ -169,14 +200,30 @@ def predict_video(
         raise ValueError(f"{file}: OpenCV finds no frame in this video; is it complete?")
 
 
-def detect(model: MaskRCNN, image: NDArray[np.uint8], score: float) -> Detections:
+def detect(
+    model: MaskRCNN,
+    image: NDArray[np.uint8],
+    score: float,
+    tile: int | None = None,
+    overlap: int | None = None,
+) -> Detections:
     """The detections from this score on."""
-    return model.detect(image, score_threshold=float(np.nextafter(np.float32(score), np.float32(-1))))
+    below = float(np.nextafter(np.float32(score), np.float32(-1)))
+    if tile is None:
+        return model.detect(image, score_threshold=below)
+    return detect_tiled(model, image, tile=tile, overlap=overlap, score_threshold=below, bar="tiles")
 
 
-def write_image(file: Path, target: Path, image: NDArray[np.uint8], found: Detections, number: int) -> Rows:
-    """Draws one picture; returns its COCO results with this image id, each with the file's name."""
-    visualize.save(target, visualize.draw(image, found))
+def write_image(
+    file: Path,
+    target: Path,
+    image: NDArray[np.uint8],
+    found: Detections,
+    number: int,
+    size: int | None = None,
+) -> Rows:
+    """Draws one picture (see `draw` for its size); returns its COCO results, with this image id and the file's name."""
+    visualize.save(target, visualize.draw(image, found, size=size))
     return [{**row, "file_name": str(file)} for row in found.to_coco(number)]
 
 
@@ -223,12 +270,17 @@ def ended(outcome: Rows | BaseException) -> Future[Rows]:
     return job
 
 
-def ahead(items: Iterable[T]) -> Iterator[T]:
-    """The items, each taken from where they come AHEAD places before its turn."""
+def places(tile: int | None) -> int:
+    """How many pictures wait on either side of the network: none if they are so large that they are tiled."""
+    return AHEAD if tile is None else 0
+
+
+def ahead(items: Iterable[T], places: int = AHEAD) -> Iterator[T]:
+    """The items, each taken from where they come so many places before its turn."""
     waiting: deque[T] = deque()
     for item in items:
         waiting.append(item)
-        if len(waiting) > AHEAD:
+        if len(waiting) > places:
             yield waiting.popleft()
     yield from waiting
 

@@ -15,8 +15,12 @@ import numpy as np
 import pytest
 
 from mrcnn_tf import predict, visualize
+from mrcnn_tf.cli import main
 from mrcnn_tf.data.images import read_image
 from mrcnn_tf.models.detections import Detections
+from mrcnn_tf.tiling import detect_tiled
+from mrcnn_tf.training import checkpoints
+from tests.numbered import Perfect, draw_numbered
 
 
 class Model:
@@ -176,6 +180,75 @@ def test_few_pictures_are_in_memory(tmp_path, monkeypatch):
     assert 2 * predict.AHEAD < max(peaks) <= 3 * predict.AHEAD + 1
 
 
+def test_large_pictures_are_tiled_one_at_a_time(tmp_path, monkeypatch, capsys):
+    """Lists what `detect_tiled` finds, exact masks included, and draws no larger than LARGEST."""
+    monkeypatch.setattr(predict, "LARGEST", 200)
+    images = [draw_numbered(size, 12, 96, 32, seed=size)[0] for size in (300, 150, 310)]
+    files = [tmp_path / f"{i}.png" for i in range(3)]
+    for file, image in zip(files, images, strict=True):
+        cv2.imwrite(str(file), image[..., ::-1])
+    happened: list[str] = []
+
+    def noted(what, function):
+        return lambda *arguments: (happened.append(what), function(*arguments))[1]
+
+    for name in ("read_image", "detect", "write_image"):
+        monkeypatch.setattr(predict, name, noted(name, getattr(predict, name)))
+    out = tmp_path / "out"
+    assert (
+        predict.predict_paths(Perfect(), [str(f) for f in files], out, score=0.6, tile=96, overlap=32) == []
+    )
+    assert happened == ["read_image", "detect", "write_image"] * 3
+    assert "3 of 3 files done" in capsys.readouterr().out
+    expected = []
+    for number, (file, image, side) in enumerate(zip(files, images, (200, 640, 200), strict=True), 1):
+        found = detect_tiled(Perfect(), image, tile=96, overlap=32, score_threshold=0.59999)
+        expected += [{**row, "file_name": str(file)} for row in found.to_coco(number)]
+        picture = visualize.draw(image, found, size=side)
+        assert picture.shape == (side, side, 3)
+        np.testing.assert_array_equal(cv2.imread(str(out / file.name)), picture[..., ::-1])
+    assert json.loads((out / "predictions.json").read_text()) == expected
+
+
+def test_videos_are_tiled(tmp_path):
+    video, out = make_video(tmp_path, "v.avi", 0, 3), tmp_path / "out"
+    predict.predict_paths(Model(), [str(video)], out, score=0.4, tile=40, overlap=10)
+    expected = []
+    for index, frame in enumerate(frames_of(video)):
+        found = detect_tiled(Model(), frame[..., ::-1].copy(), tile=40, overlap=10, score_threshold=0.39999)
+        expected += [{**row, "file_name": str(video), "frame": index} for row in found.to_coco(index + 1)]
+    assert json.loads((out / "predictions.json").read_text()) == expected
+    assert len(expected) > 3 and len(frames_of(out / "v.mp4")) == 3
+
+
+def test_bad_tiles_are_refused_at_once(files, tmp_path):
+    paths, out = [str(file) for file in files], tmp_path / "out"
+    for wrong, message in (
+        ({"tile": 16}, "32 pixels or more, not 16"),
+        ({"tile": 64, "overlap": 64}, "less than the tile, not 64"),
+        ({"overlap": 8}, "give their size, too"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            predict.predict_paths(Model(), paths, out, **wrong)
+    assert not out.exists()
+
+
+def test_the_command_passes_tiles_on(monkeypatch):
+    seen = {}
+
+    def noting(model, paths, out, **settings):
+        seen.update(settings, model=model, paths=paths, out=out)
+        return []
+
+    monkeypatch.setattr(predict, "predict_paths", noting)
+    monkeypatch.setattr(checkpoints, "load_model", str.upper)
+    command = ["predict", "m", "a.png", "--out", "o"]
+    assert main(command) == 0
+    assert seen == {"model": "M", "paths": ["a.png"], "out": "o", "score": 0.5, "tile": None, "overlap": None}
+    assert main([*command, "--tile", "1024", "--overlap", "128"]) == 0
+    assert (seen["tile"], seen["overlap"]) == (1024, 128)
+
+
 def test_files_that_cannot_be_used(tmp_path, capsys):
     """Named in the order of the files, whoever finds out first; the others are done."""
     files = [make_image(tmp_path, f"{i}.png", i) for i in range(8)]
@@ -209,8 +282,11 @@ def test_files_that_cannot_be_used(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("where", ["image", "video", "worker"])
-def test_interrupt_leaves_what_is_finished(files, tmp_path, monkeypatch, capsys, where):
+def test_interrupt_leaves_what_is_finished(request, files, tmp_path, monkeypatch, capsys, where):
     """Ctrl-C while the network works on the 8th image or on the 6th frame, or while it waits for the writers."""
+    # Shells start what runs in the background with Ctrl-C switched off.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     expected = one_after_the_other(files, tmp_path / "expected", 0.0)
     detect, save, seen = predict.detect, visualize.save, []
 

@@ -26,6 +26,9 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         yield aside
         os.replace(aside, path)
     except OSError as error:
+        # What is read meanwhile may fail as well, and says so itself.
+        if error.errno is None or error.filename not in (None, str(aside), str(path), str(path.parent)):
+            raise
         raise OSError(
             f"{path}: could not be written ({error}); what was there before is untouched"
         ) from error

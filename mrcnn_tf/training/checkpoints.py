@@ -25,8 +25,10 @@ def save_aside(model: keras.Model, path: Path) -> Path:
             model.save(aside)
         except Exception as error:
             # h5py and zipfile report a full disk in words of their own.
-            hint = "free some disk space and try again, a training with --resume"
-            raise OSError(f"{error}; {hint}") from error
+            raise OSError(
+                f"{path}: could not be written ({error}); free some disk space and try again, a training with "
+                "--resume. What was there before is untouched"
+            ) from error
     return path
 
 

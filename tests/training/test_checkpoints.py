@@ -63,7 +63,9 @@ def test_full_disk_keeps_the_previous_checkpoint(tmp_path):
     # Python ignores SIGXFSZ, so that the write fails with an error instead of ending the process.
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))
     try:
-        with pytest.raises(OSError, match=r"step_0000020\.keras: could not be written .*free some disk space"):
+        with pytest.raises(
+            OSError, match=r"step_0000020\.keras: could not be written .*free some disk space"
+        ):
             checkpoints.save(small(2.0), 20, None)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))

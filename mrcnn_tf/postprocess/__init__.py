@@ -1,0 +1,1 @@
+"""Cleaning up results, whoever made them: overlaps, redundant masks, label maps. No TensorFlow."""

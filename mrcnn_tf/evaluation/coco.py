@@ -10,10 +10,8 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import math
 from collections import Counter
 from collections.abc import Sequence
-from numbers import Real
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +19,12 @@ import numpy as np
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
+from mrcnn_tf.data.results import Known, check_entry, is_box
 from mrcnn_tf.evaluation.matching import Matching
 
 __all__ = [
     "average_precisions",
+    "class_names",
     "coco_metrics",
     "evaluate_coco",
     "format_number",
@@ -102,7 +102,7 @@ def match_coco(
 
 def coco_metrics(truth: dict[str, Any], matchings: dict[str, Matching]) -> dict[str, Any]:
     """What `evaluate_coco` returns, from what `match_coco` returned."""
-    names = _class_names(truth["categories"])
+    names = class_names(truth["categories"])
     instances = Counter(a["category_id"] for a in truth["annotations"] if not a.get("iscrowd"))
     metrics: dict[str, Any] = {}
     per_class: dict[str, dict[str, float]] = {
@@ -184,58 +184,23 @@ def _check_truth(truth: dict[str, Any], name: str) -> None:
         for key, known in (("image_id", images), ("category_id", categories)):
             if annotation.get(key) not in known:
                 raise ValueError(f"{where} has {key} {annotation.get(key)}, which the file does not define")
-        if not _is_box(annotation.get("bbox")):
+        if not is_box(annotation.get("bbox")):
             raise ValueError(f"{where} needs a bbox of four finite numbers, not {annotation.get('bbox')}")
 
 
 def _check_results(entries: list[Any], name: str, truth: dict[str, Any], truth_name: str) -> None:
-    sizes = {image["id"]: [image.get("height"), image.get("width")] for image in truth["images"]}
-    categories = {category["id"] for category in truth["categories"]}
-    for index, entry in enumerate(entries):
-        where = f"{name}: entry {index}"
-        if not isinstance(entry, dict):
-            raise ValueError(f"{where} is not an object but {str(entry)[:40]!r}; see COCO's results format")
-        for key in ("image_id", "category_id", "score"):
-            if key not in entry:
-                raise ValueError(f"{where} has no '{key}'; see COCO's results format")
-        if entry["image_id"] not in sizes:
-            raise ValueError(
-                f"{where} has image_id {entry['image_id']}, which is not in {truth_name}; "
-                "are these results of another set?"
-            )
-        if entry["category_id"] not in categories:
-            raise ValueError(
-                f"{where} has category_id {entry['category_id']}, which is not in {truth_name}; "
-                "results need the data set's own category ids"
-            )
-        if not isinstance(entry["score"], Real) or not math.isfinite(entry["score"]):
-            raise ValueError(f"{where} has score {entry['score']}; it must be a finite number")
-        if "bbox" in entry and not _is_box(entry["bbox"]):
-            raise ValueError(
-                f"{where} has bbox {entry['bbox']}; it must be [x, y, width, height], finite numbers"
-            )
-        if "segmentation" in entry:
-            rle = entry["segmentation"]
-            if not isinstance(rle, dict) or "counts" not in rle or "size" not in rle:
-                raise ValueError(f"{where} has a segmentation that is not an RLE with 'size' and 'counts'")
-            size = sizes[entry["image_id"]]
-            if None in size:
-                raise ValueError(
-                    f"{truth_name}: image {entry['image_id']} has no height and width; masks need them"
-                )
-            if list(rle["size"]) != size:
-                raise ValueError(
-                    f"{where} has a mask of size {list(rle['size'])}, but its image {entry['image_id']} has "
-                    f"{size} in {truth_name}; masks must be those of the original image"
-                )
-
-
-def _is_box(box: Any) -> bool:
-    return (
-        isinstance(box, (list, tuple, np.ndarray))
-        and len(box) == 4
-        and all(isinstance(v, Real) and math.isfinite(v) for v in box)
+    known = Known(
+        path=truth_name,
+        sizes={image["id"]: [image.get("height"), image.get("width")] for image in truth["images"]},
+        categories={category["id"]: str(category.get("name")) for category in truth["categories"]},
     )
+    sizes: dict[Any, list[int]] = {}
+    for index, entry in enumerate(entries):
+        check_entry(entry, f"{name}: entry {index}", sizes, known)
+        if "segmentation" in entry and None in known.sizes[entry["image_id"]]:
+            raise ValueError(
+                f"{truth_name}: image {entry['image_id']} has no height and width; masks need them"
+            )
 
 
 def _measurable(
@@ -261,7 +226,7 @@ def _measurable(
     return measurable
 
 
-def _class_names(categories: list[dict[str, Any]]) -> dict[Any, str]:
+def class_names(categories: list[dict[str, Any]]) -> dict[Any, str]:
     """Names by category id; a name that occurs twice gets its id added."""
     names = {category["id"]: str(category.get("name", category["id"])) for category in categories}
     often = Counter(names.values())

@@ -6,9 +6,7 @@ look at the others, for any truth and results in COCO's format.
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,10 +18,17 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from mrcnn_tf.evaluation.coco import average_precisions, coco_metrics, format_number, match_coco
-from mrcnn_tf.evaluation.matching import Matching
-from mrcnn_tf.geometry.masks import crop_of_rle
+from mrcnn_tf.evaluation.matching import Matching, accumulate_quietly
+from mrcnn_tf.geometry.masks import rle_to_crop
 
-__all__ = ["evaluate_all", "format_huddled", "hidden_instances", "huddled_metrics", "neighbour_overlaps"]
+__all__ = [
+    "evaluate_all",
+    "format_huddled",
+    "hidden_instances",
+    "huddled_metrics",
+    "neighbour_overlaps",
+    "restrict",
+]
 
 _NEIGHBOURS = {"same": "same class", "any": "any class"}
 _ON_INSTANCE = 0.1  # IoU from which an unmatched detection is a bad one of an instance, not of the background
@@ -239,7 +244,7 @@ def _metrics(
             prefix = f"huddled/{kind}@{overlap:g}"
             metrics[f"{prefix}/instances"] = int(counted.sum())
             for iou_type, matching in matchings.items():
-                for key, value in average_precisions(_restrict(matching, counted)).items():
+                for key, value in average_precisions(restrict(matching, counted)).items():
                     metrics[f"{prefix}/{iou_type}/{key}"] = value
     if "segm" in matchings:
         total = {"occluded": 0, "separated": 0}
@@ -253,10 +258,12 @@ def _metrics(
     return metrics
 
 
-def _restrict(matching: Matching, counted: NDArray[np.bool_]) -> Matching:
-    """The matching with only some instances counted, from the overlaps that it has.
+def restrict(matching: Matching, counted: NDArray[np.bool_]) -> Matching:
+    """The matching with only some instances counted, as `huddled_metrics` says, from the overlaps that it has.
 
-    `counted` has an entry for each annotation, whose id is its index + 1.
+    Args:
+        matching: stays as it is.
+        counted: `[annotations of the truth]`, in the order of the file.
     """
     restricted = copy.copy(matching)
     params = restricted.params = copy.deepcopy(matching.params)
@@ -282,8 +289,7 @@ def _restrict(matching: Matching, counted: NDArray[np.bool_]) -> Matching:
                 elsewhere = _on_others(matching, restricted, (image, category))
                 row["dtIgnore"] |= (row["dtMatches"] == 0) & elsewhere
             restricted.evalImgs.append(row)
-    with contextlib.redirect_stdout(io.StringIO()):
-        restricted.accumulate()
+    accumulate_quietly(restricted)
     return restricted
 
 
@@ -323,6 +329,5 @@ def _hidden_of(
 
 def _crop(rle: dict[str, Any]) -> Crop:
     """The pixels of a mask within its tight box."""
-    x, y, w, h = (int(v) for v in coco_mask.toBbox(rle))
-    crop = crop_of_rle(rle, y, x, y + h, x + w)
+    crop, y, x = rle_to_crop(rle)
     return np.ascontiguousarray(crop, np.uint8), y, x

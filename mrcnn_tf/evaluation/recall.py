@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-__all__ = ["ProposalRecall", "proposal_recall"]
+from mrcnn_tf.geometry.overlap import box_iou
+
+__all__ = ["ProposalRecall", "assign", "mean_recall", "proposal_recall", "with_area"]
 
 _THRESHOLDS = np.linspace(0.5, 0.95, 10)
 
@@ -28,7 +30,7 @@ class ProposalRecall:
     def __init__(self, at: Sequence[int] = (100, 300, 1000)):  # noqa: D107
         if not at or min(at) < 1:
             raise ValueError(f"proposal recall needs positive numbers of proposals, not {tuple(at)}")
-        self._overlaps: dict[int, list[NDArray[np.float32]]] = {int(limit): [] for limit in sorted(at)}
+        self._overlaps: dict[int, list[NDArray[np.float64]]] = {int(limit): [] for limit in sorted(at)}
 
     def update(
         self,
@@ -51,12 +53,12 @@ class ProposalRecall:
         wanted = np.asarray(boxes, np.float32).reshape(-1, 4)
         if scores is not None:
             found = found[np.argsort(-np.asarray(scores).reshape(-1), kind="stable")]
-        found = found[(found[:, 2] > found[:, 0]) & (found[:, 3] > found[:, 1])]
+        found = with_area(found)
         if crowd is not None:
             wanted = wanted[~np.asarray(crowd, bool).reshape(-1)]
-        iou = _pairwise_iou(found[: max(self._overlaps)], wanted)
+        iou = box_iou(found[: max(self._overlaps)], wanted)
         for limit, overlaps in self._overlaps.items():
-            overlaps.append(_assign(iou[:limit]))
+            overlaps.append(assign(iou[:limit]))
 
     def result(self) -> dict[str, float]:
         """Recall so far, in [0, 1]; -1 if there was no instance.
@@ -65,13 +67,10 @@ class ProposalRecall:
             For each limit n, `"recall@n"`: the mean over the IoU thresholds 0.50, 0.55, ..., 0.95 (COCO's
             AR), and `"recall50@n"`: at IoU 0.50.
         """
-        result = {}
+        result: dict[str, float] = {}
         for limit, parts in self._overlaps.items():
-            overlaps = np.concatenate([np.zeros(0, np.float32), *parts])
-            # Half of float32's rounding, so that an overlap of exactly 0.7 counts at 0.7.
-            recalls = (overlaps[:, None] >= _THRESHOLDS - 1e-6).mean(axis=0) if overlaps.size else None
-            result[f"recall@{limit}"] = -1.0 if recalls is None else float(recalls.mean())
-            result[f"recall50@{limit}"] = -1.0 if recalls is None else float(recalls[0])
+            mean, at_50 = mean_recall(np.concatenate([np.zeros(0), *parts]))
+            result |= {f"recall@{limit}": mean, f"recall50@{limit}": at_50}
         return result
 
 
@@ -101,17 +100,27 @@ def proposal_recall(
     return recall.result()
 
 
-def _pairwise_iou(a: NDArray[np.float32], b: NDArray[np.float32]) -> NDArray[np.float32]:
-    sides = np.minimum(a[:, None, 2:], b[None, :, 2:]) - np.maximum(a[:, None, :2], b[None, :, :2])
-    intersection = np.prod(np.maximum(sides, 0), axis=-1)
-    areas_a, areas_b = np.prod(a[:, 2:] - a[:, :2], axis=-1), np.prod(b[:, 2:] - b[:, :2], axis=-1)
-    return intersection / np.maximum(areas_a[:, None] + areas_b[None] - intersection, 1e-9)
+def mean_recall(overlaps: NDArray[np.float64]) -> tuple[float, float]:
+    """Share of the instances whose overlap `[M]` reaches a threshold: mean over 0.50, 0.55, ..., 0.95, and at 0.50.
+
+    -1 for both if there is no instance.
+    """
+    if not overlaps.size:
+        return -1.0, -1.0
+    # Half of float32's rounding, so that an overlap of exactly 0.7 counts at 0.7.
+    recalls = (overlaps[:, None] >= _THRESHOLDS - 1e-6).mean(axis=0)
+    return float(recalls.mean()), float(recalls[0])
 
 
-def _assign(iou: NDArray[np.float32]) -> NDArray[np.float32]:
+def with_area(boxes: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The boxes `[N, 4]` without those that have no area, such as padding."""
+    return boxes[(boxes[:, 2] > boxes[:, 0]) & (boxes[:, 3] > boxes[:, 1])]
+
+
+def assign(iou: NDArray[np.float64]) -> NDArray[np.float64]:
     """Overlap `[M]` of every instance with its own proposal: again and again, the best pair is taken out."""
     count, instances = iou.shape
-    overlaps = np.zeros(instances, np.float32)
+    overlaps = np.zeros(instances)
     if not count:
         return overlaps
     iou = iou.copy()

@@ -108,7 +108,7 @@ def run_infer() -> None:
         if args.batch == 1:
             out["found"] = [model.detect(images[0])]
         else:  # detect() takes images of any sizes and so one by one; this is what evaluation does
-            found = {k: v.numpy() for k, v in model.detect_batch(stacked, sizes).items()}
+            found = {k: v.numpy() for k, v in model.detect_batch(stacked, sizes, sizes).items()}
             out["found"] = []
             for row in range(args.batch):
                 kept = found["classes"][row] > 0

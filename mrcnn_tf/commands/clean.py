@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 from collections import defaultdict
 from typing import TYPE_CHECKING, Any
 
@@ -150,18 +151,26 @@ def class_groups(texts: list[str], known: Known | None) -> Groups:
 
 def score_threshold(texts: list[str], known: Known | None) -> float | dict[int, float]:
     """`["0.3", "person=0.6"]` as a number for each class."""
-    default, named = 0.0, {}
+    default: float | None = None
+    named: dict[int, float] = {}
     for text in texts:
         name, equals, number = text.rpartition("=")
         try:
             value = float(number)
         except ValueError:
             raise ValueError(f"--score-threshold: {text!r} is neither a number nor CLASS=NUMBER") from None
+        if math.isnan(value):
+            raise ValueError(f"--score-threshold: {text!r} is neither a number nor CLASS=NUMBER")
         if equals:
             named[class_id(name, known, "--score-threshold")] = value
+        elif default is not None:
+            raise ValueError(
+                f"--score-threshold: {default:g} and {value:g} are both for all classes; give one"
+            )
         else:
             default = value
-    return defaultdict(lambda: default, named) if named else default
+    whole = default or 0.0
+    return defaultdict(lambda: whole, named) if named else whole
 
 
 def sizes(smallest: str | None, largest: str | None) -> dict[str, Any]:
@@ -181,4 +190,8 @@ def sizes(smallest: str | None, largest: str | None) -> dict[str, Any]:
         raise ValueError(
             f"--min-size and --max-size take pixels or N%, not {' and '.join(given.values())}"
         ) from None
+    if not all(value >= 0 for value in values.values()):
+        raise ValueError(
+            f"--min-size and --max-size must not be negative, as {' and '.join(given.values())} are"
+        )
     return {**values, "size_unit": "share" if True in shares else "pixels"}

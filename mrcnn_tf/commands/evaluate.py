@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrcnn_tf.allocator import keep_memory
-from mrcnn_tf.commands.loading import HELP, load_with
+from mrcnn_tf.commands.loading import HELP, NOT_OF_RESULTS, load_with
 from mrcnn_tf.files import save_json, save_text
 
 if TYPE_CHECKING:
@@ -65,6 +65,8 @@ def run(options: argparse.Namespace) -> int:
     if options.results:
         if not options.annotations:
             raise ValueError("--results needs --annotations, the truth to compare with")
+        if options.overrides:
+            raise ValueError(NOT_OF_RESULTS)
         if options.alpha:
             raise ValueError("--alpha needs a model: results have one score only")
         metrics = evaluate_all(options.annotations, options.results, max_detections=max_detections)

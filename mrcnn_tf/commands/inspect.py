@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from mrcnn_tf.allocator import keep_memory
-from mrcnn_tf.commands.loading import add_overrides, load_with
+from mrcnn_tf.commands.loading import NOT_OF_RESULTS, add_overrides, load_with
 
 SUMMARY = "a page that tells what is wrong with a model's detections, or with a results file"
 EXAMPLES = """The page is one HTML file that opens from disk. Results files need no TensorFlow.
@@ -54,6 +54,8 @@ def run(options: argparse.Namespace) -> None:
     from mrcnn_tf.inspection.inspect import inspect, plain
     from mrcnn_tf.inspection.page import write_page
 
+    if options.results and options.overrides:
+        raise ValueError(NOT_OF_RESULTS)
     model = None
     if options.model:
         if not options.images:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
+NOT_OF_RESULTS = "KEY=VALUE sets what a model gives; `mrcnn clean` does the like to a results file"
 HELP = "what becomes a detection, such as model.nms_threshold=0.6 or model.nms_groups=all"
 
 

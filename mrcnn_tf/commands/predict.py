@@ -45,6 +45,8 @@ def run(options: argparse.Namespace) -> int:
     paths = [p for p in options.paths if p not in overrides]
     if not paths:
         raise ValueError("there is no picture among the arguments; give files, folders or patterns")
+    if not 0 <= options.score <= 1:
+        raise ValueError(f"--score must be in [0, 1], not {options.score}")
     keep_memory()
     from mrcnn_tf.predict import predict_paths
 

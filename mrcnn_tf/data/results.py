@@ -50,6 +50,8 @@ def check_entry(entry: Any, where: str, sizes: dict[Any, list[int]], known: Know
             f"{where} has image_id {image_id!r} and category_id {category_id!r}; "
             "an image_id is a whole number or a text, a category_id a whole number"
         )
+    if not abs(int(category_id)) < 2**62:
+        raise ValueError(f"{where} has category_id {category_id}, which no 64 bits can hold")
     if known is not None:
         if image_id not in known.sizes:
             raise ValueError(

@@ -10,8 +10,10 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 from collections import Counter
 from collections.abc import Sequence
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +23,7 @@ from pycocotools.coco import COCO
 
 from mrcnn_tf.data.results import Known, check_entry, is_box
 from mrcnn_tf.evaluation.matching import Matching
+from mrcnn_tf.geometry.masks import rle_counts
 
 __all__ = [
     "average_precisions",
@@ -29,6 +32,7 @@ __all__ = [
     "evaluate_coco",
     "format_number",
     "format_table",
+    "load_coco",
     "match_coco",
 ]
 
@@ -92,12 +96,37 @@ def match_coco(
     limits = sorted({int(n) for n in max_detections})
     if not limits or limits[0] < 1:
         raise ValueError(f"max_detections must be positive numbers, not {tuple(max_detections)}")
+    truth, entries = load_coco(ground_truth, results)
+    name = str(results) if isinstance(results, (str, Path)) else "results"
+    types = _measurable(iou_types, truth, entries, name)
+    return truth, {iou_type: _accumulate(truth, entries, iou_type, limits) for iou_type in types}
+
+
+def load_coco(
+    ground_truth: dict[str, Any] | str | Path,
+    results: Sequence[dict[str, Any]] | str | Path,
+    *,
+    first: int | None = None,
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Truth and results, read and checked; arguments and errors are those of `evaluate_coco`.
+
+    Args:
+        ground_truth, results: see there.
+        first: of both, only those of the truth's first so many images.
+    """
     truth, truth_name = _load(ground_truth, "ground truth", dict)
     entries, results_name = _load(results, "results", list)
     _check_truth(truth, truth_name)
     _check_results(entries, results_name, truth, truth_name)
-    types = _measurable(iou_types, truth, entries, results_name)
-    return truth, {iou_type: _accumulate(truth, entries, iou_type, limits) for iou_type in types}
+    if first is not None and first < len(truth["images"]):
+        kept = {image["id"] for image in truth["images"][:first]}
+        truth = {
+            **truth,
+            "images": truth["images"][:first],
+            "annotations": [a for a in truth["annotations"] if a["image_id"] in kept],
+        }
+        entries = [entry for entry in entries if entry["image_id"] in kept]
+    return truth, entries
 
 
 def coco_metrics(truth: dict[str, Any], matchings: dict[str, Matching]) -> dict[str, Any]:
@@ -177,12 +206,30 @@ def _check_truth(truth: dict[str, Any], name: str) -> None:
     for key in ("images", "annotations", "categories"):
         if not isinstance(truth.get(key), list):
             raise ValueError(f"{name}: has no list '{key}'; give annotations in COCO format")
+        for row in truth[key]:
+            if not isinstance(row, dict):
+                raise ValueError(f"{name}: '{key}' holds {str(row)[:40]!r}; it must be a list of objects")
+    for key, kinds in (("images", (Integral, str)), ("categories", Integral)):
+        for row in truth[key]:
+            if not isinstance(row.get("id"), kinds):
+                raise ValueError(
+                    f"{name}: one of the {key} has the id {row.get('id')!r}; it must be a whole number"
+                )
     images = {image["id"] for image in truth["images"]}
     categories = {category["id"] for category in truth["categories"]}
     for annotation in truth["annotations"]:
         where = f"{name}: annotation {annotation.get('id')}"
+        area = annotation.get("area", 0)
+        if not isinstance(area, Real) or not math.isfinite(area):
+            raise ValueError(f"{where} has area {area}; it must be a finite number, or left out")
+        if isinstance(annotation.get("segmentation"), dict):
+            try:
+                rle_counts(annotation["segmentation"])
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(f"{where} has a damaged mask ({error})") from None
         for key, known in (("image_id", images), ("category_id", categories)):
-            if annotation.get(key) not in known:
+            value = annotation.get(key)
+            if not isinstance(value, (Integral, str)) or value not in known:
                 raise ValueError(f"{where} has {key} {annotation.get(key)}, which the file does not define")
         if not is_box(annotation.get("bbox")):
             raise ValueError(f"{where} needs a bbox of four finite numbers, not {annotation.get('bbox')}")

@@ -26,14 +26,13 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from mrcnn_tf.geometry.crops import Crop
 from mrcnn_tf.geometry.masks import coverage, paste, rle_counts, rle_to_crop, to_rle
 from mrcnn_tf.geometry.polygons import polygons_to_rle, to_polygons
 
 __all__ = ["FORMS", "compare", "convert", "decode", "encode", "form_of", "measure", "to_box_mask"]
 
 FORMS = ("rle", "rle-uncompressed", "polygons", "box-mask", "packed-bits")
-
-Crop = tuple[NDArray[np.bool_], int, int]
 
 
 def form_of(segmentation: Any) -> str:

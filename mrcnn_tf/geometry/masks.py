@@ -140,6 +140,8 @@ def rle_counts(rle: dict[str, Any]) -> NDArray[np.int64]:
         counts = counts.encode("ascii", "replace")
     runs = _decompress(counts) if isinstance(counts, bytes) else np.asarray(counts, np.int64).reshape(-1)
     height, width = rle["size"]
+    if height * width >= 2**32:
+        raise ValueError(f"a mask of size [{height}, {width}] has more pixels than COCO's codes can count")
     if (runs < 0).any() or runs.sum() != height * width:
         raise ValueError(
             f"a run-length code of size [{height}, {width}] must add up to {height * width} pixels, but adds "

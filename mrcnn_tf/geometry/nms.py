@@ -86,7 +86,8 @@ def soft_nms(
             `iou_threshold`; `"linear"` multiplies by 1 - x for x above `iou_threshold` (eq. 2); `"gaussian"` always
             multiplies by exp(-x^2 / sigma).
         iou_threshold: one for all, or float32 `[B]`; `"gaussian"` does not use it.
-        score_threshold: candidates up to this score, at first or devalued, are never taken; one for all, or `[B]`.
+        score_threshold: candidates up to this score, at first or devalued, are never taken; one for all, or `[B, 1]` or
+            `[B, N]`.
         max_outputs: how many an image keeps at most.
         sigma: of `"gaussian"`.
 
@@ -102,7 +103,7 @@ def soft_nms(
     if method not in METHODS:
         raise ValueError(f"method is {method!r}; it must be one of {', '.join(METHODS)}")
     batch, count = tf.shape(scores)[0], tf.shape(scores)[1]
-    iou_threshold, floor = (tf.broadcast_to(t, [batch])[:, None] for t in (iou_threshold, score_threshold))
+    iou_threshold = tf.broadcast_to(iou_threshold, [batch])[:, None]
     gone = -1.0
 
     def more(step: tf.Tensor, left: tf.Tensor, *_: tf.Tensor) -> tf.Tensor:
@@ -120,11 +121,11 @@ def soft_nms(
             factor = tf.exp(-tf.square(iou) / sigma)
         else:
             factor = tf.where(iou > iou_threshold, 1.0 - iou if method == "linear" else gone, 1.0)
-        stays = (left >= 0.0) & (factor >= 0.0) & (left * factor > floor)
+        stays = (left >= 0.0) & (factor >= 0.0) & (left * factor > score_threshold)
         left = tf.where(stays, left * factor, gone)
         return step + 1, tf.where(tf.range(count)[None] == best[:, None], gone, left), indices, kept
 
-    start = tf.where(scores > floor, tf.cast(scores, tf.float32), gone)
+    start = tf.where(scores > score_threshold, tf.cast(scores, tf.float32), gone)
     empty = tf.zeros([batch, max_outputs], tf.int32)
     state = (tf.zeros([], tf.int32), start, empty, tf.fill([batch, max_outputs], gone))
     _, _, indices, kept = tf.while_loop(more, take, state)

@@ -12,7 +12,13 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from pycocotools import mask as coco_mask
 
-__all__ = ["box_iou", "compressed", "iou_with", "mask_boxes", "mask_iou"]
+__all__ = ["box_iou", "compressed", "iou_with", "mask_boxes", "mask_iou", "yxyx"]
+
+
+def yxyx(xywh: ArrayLike) -> NDArray[np.float64]:
+    """COCO's boxes `[N, 4]`, `[x, y, w, h]`, as `[y1, x1, y2, x2]`, float64."""
+    boxes = np.asarray(xywh, np.float64).reshape(-1, 4)
+    return np.concatenate([boxes[:, 1::-1], boxes[:, 1::-1] + boxes[:, :1:-1]], axis=1)
 
 
 def box_iou(a: ArrayLike, b: ArrayLike) -> NDArray[np.float64]:

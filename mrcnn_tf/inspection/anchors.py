@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from mrcnn_tf.data.augment import whole_view
+from mrcnn_tf.geometry.overlap import yxyx
 from mrcnn_tf.inspection.anchor_fit import Anchors, Truths, best_overlaps, suggest_anchors
 from mrcnn_tf.inspection.proposals import SIZES, size_of
 
@@ -126,12 +127,10 @@ def truths_of(
         shapes[image["id"]] = (height, width, *view.size, *padded)
         numbers[image["id"]] = number
     kept = [a for a in truth["annotations"] if not a.get("iscrowd")]
-    xywh = np.array([a["bbox"] for a in kept], np.float64).reshape(-1, 4)
     shape = np.array([shapes[a["image_id"]] for a in kept], np.int64).reshape(-1, 6)
     images = np.array([numbers[a["image_id"]] for a in kept], np.int64)
-    boxes = np.concatenate([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, :1:-1]], 1)
-    boxes = np.clip(boxes, 0, np.tile(shape[:, :2], 2))
-    real = (boxes[:, 2:] > boxes[:, :2]).all(1)
+    boxes = np.clip(yxyx([a["bbox"] for a in kept]), 0, np.tile(shape[:, :2], 2))
+    real = np.all(boxes[:, 2:] > boxes[:, :2], axis=1)
     scale = np.tile(shape[:, 2:4] / shape[:, :2], 2)
     return Truths(boxes * scale, shape[:, 4:], size_of(boxes), images).select(real)
 

@@ -53,6 +53,11 @@ def findings(report: Report) -> list[dict[str, Any]]:
     ]
 
 
+def _own(report: Report, key: str, usual: str) -> Any:
+    """The inspected model's own setting of its detections; `usual` for results, whose detector is not known."""
+    return ((report.get("source") or {}).get("selection") or {}).get(key, usual)
+
+
 def _how(setting: str | None) -> str | None:
     if setting is None or setting.startswith("mrcnn "):
         return setting and "run"
@@ -87,8 +92,9 @@ def _nms(report: Report) -> list[Found]:
     share, pairs = _pairs(report.get("overlaps"), "same_class", of="boxes")
     told = f"{pairs} pairs of boxes of one class overlap by more than 0.5."
     sweep = report.get("sweep")
-    if not sweep or sweep["suggested"] is None:
+    if not sweep or sweep["suggested"] is None or _own(report, "nms_method", "hard") == "gaussian":
         return []
+    within = "Suppression" if _own(report, "nms_groups", "class") != "class" else "Suppression within classes"
     rows = {row["threshold"]: row for row in sweep["rows"]}
     current, suggested = sweep["current"], sweep["suggested"]
     best = rows[suggested]
@@ -98,7 +104,7 @@ def _nms(report: Report) -> list[Found]:
     fewer = now["duplicates_per_image"] - best["duplicates_per_image"]
     if current != suggested and (gain >= SWEEP_GAIN or fewer >= SWEEP_FEWER):
         text = (
-            f"{told} Suppression within classes at {suggested:g} instead of {_known(current)} takes {name} from "
+            f"{told} {within} at {suggested:g} instead of {_known(current)} takes {name} from "
             f"{now[key]:.3f} to {best[key]:.3f}, and duplicates from {now['duplicates_per_image']:.2f} to "
             f"{best['duplicates_per_image']:.2f} an image."
         )
@@ -110,7 +116,7 @@ def _nms(report: Report) -> list[Found]:
             clean=f"--groups class --measure box --iou {suggested:g}",
         )
         return [("high" if high else "low", max(gain, share), title, text, setting)]
-    if share >= PAIRS_LOW:
+    if share >= PAIRS_LOW and _own(report, "nms_method", "hard") == "hard":
         text = (
             f"{told} But no other NMS threshold raises {name} ({now[key]:.3f}): instances of this set lie on each "
             "other, too. Soft suppression tells them from duplicates better than a threshold does."
@@ -122,13 +128,14 @@ def _nms(report: Report) -> list[Found]:
 
 def _other_classes(report: Report) -> list[Found]:
     share, pairs = _pairs(report.get("overlaps"), "other_class")
-    if share < PAIRS_LOW:
+    if share < PAIRS_LOW or _own(report, "nms_groups", "class") == "all":
         return []
     measure = report["overlaps"]["measure"]
     text = (
         f"{pairs} pairs of {_plural(measure)} of different classes overlap by more than 0.5, {share:.2f} for each "
         "detection: one thing has two names, and NMS within each class keeps both. Suppress over all classes, or over "
-        "groups of those that cannot lie on each other."
+        "groups of those that cannot lie on each other. AP may fall all the same: a second name with a low score "
+        "costs it nothing."
     )
     setting = _set(report, model="model.nms_groups=all", clean=f"--groups all --measure {measure} --iou 0.5")
     return [(_severity(share, PAIRS_HIGH), share, "One thing is found under two classes", text, setting)]
@@ -291,7 +298,11 @@ def _crowding(report: Report) -> list[Found]:
         f'those in "{alone["label"]}" {ap:.3f}. The refining module of MR R-CNN is made for these, and soft '
         "suppression keeps neighbours that hard suppression drops."
     )
-    setting = _set(report, model="model.nms_method=linear")
+    setting = (
+        _set(report, model="model.nms_method=linear")
+        if _own(report, "nms_method", "hard") == "hard"
+        else None
+    )
     return [("low", ap - lower, "Crowded instances lag behind", text, setting)]
 
 
@@ -351,7 +362,8 @@ def _larger(report: Report) -> str | None:
     if not sizes:
         return None
     shorter, longer = (round(1.5 * sizes[key]) for key in ("min_size", "max_size"))
-    return _set(report, model=f"model.min_size={shorter} model.max_size={longer}")
+    canvas = ", ".join(str(-(-side // 32) * 32) for side in (shorter, longer))
+    return _set(report, model=f"model.min_size={shorter} model.max_size={longer} 'data.canvas=[{canvas}]'")
 
 
 def _metric(report: Report, key: str) -> float:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mrcnn_tf.data.structure import read_json
 from mrcnn_tf.evaluation.boundary import boundary_metrics
 from mrcnn_tf.evaluation.calibration import calibration
-from mrcnn_tf.evaluation.coco import class_names, coco_metrics, match_coco
+from mrcnn_tf.evaluation.coco import class_names, coco_metrics, load_coco, match_coco
 from mrcnn_tf.evaluation.confusion import confusion_matrix
 from mrcnn_tf.evaluation.errors import error_budget
 from mrcnn_tf.evaluation.matching import Matching
@@ -73,6 +71,8 @@ def inspect(
     """
     if (model is None) == (results is None):
         raise ValueError("give either a model or results to inspect")
+    if pictures < 0:
+        raise ValueError(f"pictures must be how many to show of each group, not {pictures}")
     if first is not None and first < 1:
         raise ValueError(f"first must be a number of images, at least 1, not {first}")
     if not 0 <= score_threshold <= 1:
@@ -81,20 +81,21 @@ def inspect(
         raise FileNotFoundError(f"{images}: no such image folder")
 
     proposals = sweep = None
-    settings: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max_detections[-1]}
+    settings: dict[str, Any] = {"score_threshold": score_threshold, "max_detections": max(max_detections)}
     if model is not None:
         if images is None:
             raise ValueError("a model needs images, the folder of the images")
         truth, entries, proposals, sweep = _run(model, annotations, images, first, settings)
         truth, matchings = match_coco(truth, entries, max_detections=max_detections)
     else:
-        entries, truth, matchings = _match_files(annotations, results, first, max_detections)
+        truth, entries = load_coco(annotations, str(results), first=first)
+        truth, matchings = match_coco(truth, entries, max_detections=max_detections)
         sweep = sweep_results(truth, entries, **settings) if entries else None
 
     kind = "segm" if "segm" in matchings else "bbox"
     budgets = {iou_type: error_budget(truth, matching) for iou_type, matching in matchings.items()}
     kinds = {iou_type: budget.pop("kinds") for iou_type, budget in budgets.items()}
-    notes = _notes(truth, entries, max_detections[-1])
+    notes = _notes(truth, entries, max(max_detections))
 
     def attempt(what: str, make: Callable[[], dict[str, Any]]) -> dict[str, Any] | None:
         """A part that some input does not allow; the rest of the page does not need it."""
@@ -107,7 +108,7 @@ def inspect(
     report: dict[str, Any] = {
         "source": {
             "annotations": str(annotations),
-            **({"results": str(results)} if model is None else {"model": name or model.name}),
+            **({"results": str(results)} if model is None else _source(model, name)),
             "images": len(truth["images"]),
             "instances": sum(not a.get("iscrowd") for a in truth["annotations"]),
             "detections": len(entries),
@@ -136,6 +137,13 @@ def inspect(
         report["pictures"]["iou_type"] = kind
     report["findings"] = findings(report)
     return report
+
+
+def _source(model: MaskRCNN, name: str | None) -> dict[str, Any]:
+    """The model's name, and what makes detections of its candidates."""
+    from mrcnn_tf.models.selection import SELECTION  # imports TensorFlow, which results do not need
+
+    return {"model": name or model.name, "selection": {key: model.settings[key] for key in SELECTION}}
 
 
 def plain(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,31 +179,8 @@ def _run(
         instances = dataset.instances(i)
         proposals.update(boxes, instances.boxes, crowd=instances.crowd)
         entries += found.to_coco(dataset.image_ids[i])
-    sweep = sweep_model(model, dataset, first=first, bar="NMS at other thresholds", **settings)
+    sweep = sweep_model(model, dataset, bar="NMS at other thresholds", **settings)
     return dataset.ground_truth(), entries, proposals.result(), sweep
-
-
-def _match_files(
-    annotations: str | Path, results: str | Path | None, first: int | None, max_detections: Sequence[int]
-) -> tuple[list[dict[str, Any]], dict[str, Any], dict[str, Matching]]:
-    """Entries, truth and matchings of a results file."""
-    try:
-        entries = json.loads(Path(str(results)).read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{results}: no such file; give the path of COCO results") from None
-    except ValueError as error:
-        raise ValueError(f"{results}: not valid JSON ({error}); is the file complete?") from None
-    if first is None:
-        return (entries, *match_coco(annotations, str(results), max_detections=max_detections))
-    truth = read_json(annotations)
-    left_out = {image["id"] for image in truth["images"][first:]}
-    truth["images"] = truth["images"][:first]
-    truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] not in left_out]
-    entries = [e for e in entries if not isinstance(e, dict) or e.get("image_id") not in left_out]
-    try:
-        return (entries, *match_coco(truth, entries, max_detections=max_detections))
-    except ValueError as error:
-        raise ValueError(f"{results}, entries of the first {first} images: {error}") from None
 
 
 def _notes(truth: Mapping[str, Any], entries: Sequence[Mapping[str, Any]], limit: int) -> list[str]:

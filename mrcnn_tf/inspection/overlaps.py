@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from mrcnn_tf.geometry.overlap import box_iou, mask_iou
+from mrcnn_tf.geometry.overlap import box_iou, mask_iou, yxyx
 
-__all__ = ["SCORE", "by_image", "overlapping_pairs", "yxyx"]
+__all__ = ["SCORE", "by_image", "overlapping_pairs"]
 
 # Detections below it are not counted: nobody looks at them, and AP's long tail of them is meant to overlap.
 SCORE = 0.3
@@ -48,7 +48,7 @@ def overlapping_pairs(
         other = classes[first] != classes[second]
         counts = {}
         if with_boxes:
-            found = yxyx(entries)
+            found = yxyx([entry["bbox"] for entry in entries])
             counts["box"] = _count(box_iou(found, found)[first, second], other)
             boxes += counts["box"]
         if measure == "mask":
@@ -76,12 +76,6 @@ def by_image(entries: Sequence[dict[str, Any]]) -> dict[Any, list[dict[str, Any]
     for entry in entries:
         images[entry["image_id"]].append(entry)
     return images
-
-
-def yxyx(entries: Sequence[dict[str, Any]]) -> NDArray[np.float64]:
-    """Boxes `[N, 4]`, `[y1, x1, y2, x2]`, of entries with COCO's `bbox`."""
-    xywh = np.array([entry["bbox"] for entry in entries], np.float64).reshape(-1, 4)
-    return np.concatenate([xywh[:, 1::-1], xywh[:, 1::-1] + xywh[:, :1:-1]], 1)
 
 
 def _count(iou: NDArray[np.float64], other: NDArray[np.bool_]) -> NDArray[np.int64]:

@@ -169,7 +169,7 @@ def choose(
         ),
         (
             "Most overlapping detections",
-            "Those with the most pairs of detections that overlap by an IoU of 0.5 or more.",
+            "Those with the most pairs of detections that overlap by an IoU above 0.5.",
             [(i, f"{per_image[i]} overlapping {'pair' if per_image[i] == 1 else 'pairs'}") for i in crowded],
         ),
         (

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from mrcnn_tf.evaluation.coco import average_precisions, match_coco
 from mrcnn_tf.evaluation.matching import Matching, accumulate_quietly, best_first
-from mrcnn_tf.geometry.overlap import box_iou, mask_boxes
-from mrcnn_tf.inspection.overlaps import SCORE, by_image, yxyx
+from mrcnn_tf.geometry.overlap import box_iou, mask_boxes, yxyx
+from mrcnn_tf.inspection.overlaps import SCORE, by_image
 from mrcnn_tf.postprocess import suppress
 
 if TYPE_CHECKING:
@@ -198,7 +198,9 @@ def boxes_at(
         limits, found = model.limits(images, sizes), []
         for threshold in thresholds:
             limit = model.score_threshold, threshold
-            boxes, scores, classes, row = model.select(*candidates[1:5], limits, limit, originals)
+            boxes, scores, classes, row = model.select(
+                *candidates[1:5], limits, limit, image_sizes=sizes, original_sizes=originals
+            )
             kept = {"boxes": boxes, "scores": scores, "classes": classes}
             if model.selection.mask_nms_threshold is not None:
                 masks = tf.sigmoid(model.masks_of(candidates, boxes, classes, row, False))
@@ -300,7 +302,11 @@ def _overlaps(results: Sequence[dict[str, Any]]) -> list[tuple[NDArray[np.int64]
     """
     images = []
     for entries in by_image([{**entry, "index": i} for i, entry in enumerate(results)]).values():
-        boxes = yxyx(entries) if "bbox" in entries[0] else mask_boxes([e["segmentation"] for e in entries])
+        boxes = (
+            yxyx([e["bbox"] for e in entries])
+            if "bbox" in entries[0]
+            else mask_boxes([e["segmentation"] for e in entries])
+        )
         classes = np.array([entry["category_id"] for entry in entries])
         order = suppress.best_first(boxes, [entry["score"] for entry in entries], classes)
         order = order[(boxes[order, 2:] > boxes[order, :2]).all(1)]

@@ -264,9 +264,10 @@ class MaskRCNN(keras.Model):
             )
         chosen = {key: settings.get(key, self.settings[key]) for key in SELECTION}
         self.selection = Selection(self.class_names, **chosen)
+        self.score_threshold = chosen["score_threshold"] = float(chosen["score_threshold"])
+        self.nms_threshold = chosen["nms_threshold"] = float(chosen["nms_threshold"])
+        self.max_detections = chosen["max_detections"] = int(chosen["max_detections"])
         self.settings |= chosen
-        self.score_threshold, self.nms_threshold = chosen["score_threshold"], chosen["nms_threshold"]
-        self.max_detections = chosen["max_detections"]
         self.make_functions()
 
     # ---------------------------------------------------------------- forward
@@ -296,7 +297,11 @@ class MaskRCNN(keras.Model):
         sizes = tf.cast(inputs["image_sizes"], tf.float32)
         candidates, thresholds = self.candidates(inputs, training), self.thresholds(inputs)
         boxes, scores, classes, row = self.select(
-            *candidates[1:5], self.limits(inputs["images"], sizes), thresholds, inputs.get("original_sizes")
+            *candidates[1:5],
+            self.limits(inputs["images"], sizes),
+            thresholds,
+            image_sizes=sizes,
+            original_sizes=inputs.get("original_sizes"),
         )
         masks = tf.sigmoid(self.masks_of(candidates, boxes, classes, row, training))
         found = {"boxes": boxes, "scores": scores, "classes": classes, "masks": masks}
@@ -357,14 +362,18 @@ class MaskRCNN(keras.Model):
         box_deltas: tf.Tensor,
         sizes: tf.Tensor,
         thresholds: tuple[float | tf.Tensor, float | tf.Tensor] | None = None,
+        image_sizes: tf.Tensor | None = None,
         original_sizes: tf.Tensor | None = None,
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-        """Every class's box of every proposal, after NMS; see `Selection.boxes`.
+        """Every class's box of every proposal, clipped to `sizes` `[B, 2]`, after NMS; see `Selection.boxes`.
+
+        Without `image_sizes`, they are `sizes`; without `original_sizes`, images came as they are.
 
         Returns:
             Boxes `[B, D, 4]`, scores and classes `[B, D]`, and `[B, D]`, which proposal each came from.
         """
         score_threshold, iou_threshold = thresholds or self.thresholds({})
+        image_sizes = sizes if image_sizes is None else image_sizes
         scores = tf.where(valid[..., None], self.probabilities(class_logits), -1.0)
         boxes = box_ops.decode(box_deltas, proposals[:, :, None, :], self.box_weights)
         shape = [*tf.unstack(tf.shape(proposals)[:2]), self.num_classes, 4]
@@ -372,8 +381,8 @@ class MaskRCNN(keras.Model):
         return self.selection.boxes(
             tf.reshape(box_ops.clip(boxes, sizes), shape),
             scores,
-            image_sizes=sizes,
-            original_sizes=sizes if original_sizes is None else original_sizes,
+            image_sizes=image_sizes,
+            original_sizes=image_sizes if original_sizes is None else original_sizes,
             score_threshold=score_threshold,
             iou_threshold=iou_threshold,
         )

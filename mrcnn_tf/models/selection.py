@@ -74,15 +74,30 @@ class Selection:
         ):
             if value not in allowed:
                 raise ValueError(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
-        if not nms_sigma > 0:
-            raise ValueError(f"nms_sigma is {nms_sigma}; it must be above 0")
-        self.method, self.sigma = nms_method, nms_sigma
-        self.mask_nms_threshold = mask_nms_threshold
-        self.sizes, self.unit = (min_detection, max_detection), detection_unit
-        self.max_detections = max_detections
-        self.groups = group_numbers(class_names, nms_groups)
-        floors = class_score_thresholds or {}
+        floors = dict(class_score_thresholds or {})
         _known(floors, class_names, "class_score_thresholds")
+        shares: dict[str, float] = {"score_threshold": score_threshold, "nms_threshold": nms_threshold}
+        shares |= {f"class_score_thresholds of {name}": floor for name, floor in floors.items()}
+        if mask_nms_threshold is not None:
+            shares["mask_nms_threshold"] = mask_nms_threshold
+        for key, share in shares.items():
+            if not 0 <= share <= 1:
+                raise ValueError(f"{key} is {share}; it must be in [0, 1]")
+        if not 0 < nms_sigma < float("inf"):
+            raise ValueError(f"nms_sigma is {nms_sigma}; it must be above 0")
+        if max_detections < 1:
+            raise ValueError(f"max_detections is {max_detections}; it must be 1 or more")
+        low, high = 0.0 if min_detection is None else min_detection, max_detection
+        if not (low >= 0 and (high is None or high >= low)):
+            raise ValueError(
+                f"min_detection is {min_detection} and max_detection {max_detection}; the second must be the larger, "
+                "neither below 0"
+            )
+        self.method, self.sigma = nms_method, float(nms_sigma)
+        self.mask_nms_threshold = None if mask_nms_threshold is None else float(mask_nms_threshold)
+        self.sizes, self.unit = (min_detection, max_detection), detection_unit
+        self.max_detections = int(max_detections)
+        self.groups = group_numbers(class_names, nms_groups)
         self.class_floors = [float(floors.get(name, 0.0)) for name in class_names]
 
     def boxes(
@@ -109,24 +124,30 @@ class Selection:
             candidate each came from. Zeros beyond the last.
         """
         batch, k = tf.shape(boxes)[0], boxes.shape[2]
+        scores = self._of_size(boxes, scores, image_sizes, original_sizes)
         if any(self.class_floors):
             scores = tf.where(scores > tf.constant(self.class_floors), scores, -1.0)
-        scores = self._of_size(boxes, scores, image_sizes, original_sizes)
         boxes, scores = tf.reshape(boxes, [batch, -1, 4]), tf.reshape(scores, [batch, -1])
         classes = tf.range(tf.shape(boxes)[1]) % k
         groups = self._groups(tf.broadcast_to(classes[None], tf.shape(scores)))
         limits: dict[str, Any] = {
-            "iou_threshold": iou_threshold,
-            "score_threshold": score_threshold,
+            "iou_threshold": tf.cast(iou_threshold, tf.float32),
             "max_outputs": self.max_detections,
         }
+        floor = tf.cast(score_threshold, tf.float32)
         if self.method == "hard" or self.mask_nms_threshold is not None:
-            keep, found = nms(boxes, scores, groups, **limits)
+            keep, found = nms(boxes, scores, groups, score_threshold=floor, **limits)
             scores = tf.gather(scores, keep, batch_dims=1)
         else:
             scores = tf.where(box_ops.area(boxes) > 0.0, scores, -1.0)
-            overlaps = box_overlaps(boxes, groups)
-            keep, found, scores = soft_nms(overlaps, scores, method=self.method, sigma=self.sigma, **limits)
+            keep, found, scores = soft_nms(
+                box_overlaps(boxes, groups),
+                scores,
+                method=self.method,
+                sigma=self.sigma,
+                score_threshold=self._floors(floor, tf.broadcast_to(classes[None], tf.shape(scores))),
+                **limits,
+            )
         boxes = tf.where(found[..., None], tf.gather(boxes, keep, batch_dims=1), 0.0)
         classes = tf.where(found, keep % k + 1, -1)
         return boxes, tf.where(found, scores, 0.0), classes, keep // k
@@ -135,14 +156,15 @@ class Selection:
         """Takes masks: `boxes [B, D, 4]`, `scores`, `classes [B, D]` and `masks [B, D, m, m]` of the same form."""
         if self.mask_nms_threshold is None:
             return found
-        groups = self._groups(tf.maximum(found["classes"] - 1, 0))
+        classes = tf.maximum(found["classes"] - 1, 0)
+        groups = self._groups(classes)
         keep, valid, scores = soft_nms(
             mask_overlaps(found["masks"], found["boxes"], groups),
             tf.where(found["classes"] > 0, found["scores"], -1.0),
             method=self.method,
             sigma=self.sigma,
             iou_threshold=self.mask_nms_threshold,
-            score_threshold=score_threshold,
+            score_threshold=self._floors(tf.cast(score_threshold, tf.float32), classes),
             max_outputs=self.max_detections,
         )
         boxes, classes, masks = (
@@ -154,6 +176,11 @@ class Selection:
             "classes": tf.where(valid, classes, -1),
             "masks": masks,
         }
+
+    def _floors(self, score_threshold: tf.Tensor, classes: tf.Tensor) -> tf.Tensor:
+        """Up to which score each candidate is dropped, `[B, N]`: that of all, one or `[B]`, or its class's own."""
+        own = tf.gather(tf.constant(self.class_floors), classes)
+        return tf.maximum(tf.reshape(score_threshold, [-1, 1]), own)
 
     def _groups(self, classes: tf.Tensor) -> tf.Tensor | None:
         """Groups of classes that are counted from 0; None if there is one only."""
@@ -180,7 +207,7 @@ def group_numbers(class_names: Sequence[str], groups: str | Sequence[Sequence[st
         return None
     if groups == "class":
         return list(range(len(class_names)))
-    if isinstance(groups, str):
+    if not isinstance(groups, (list, tuple)) or any(not isinstance(group, (list, tuple)) for group in groups):
         raise ValueError(f"nms_groups is {groups!r}; it must be 'class', 'all' or lists of class names")
     named = [name for group in groups for name in group]
     _known(named, class_names, "nms_groups")

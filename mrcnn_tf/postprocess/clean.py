@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from mrcnn_tf.data.results import Known
-from mrcnn_tf.geometry.overlap import compressed, mask_boxes
+from mrcnn_tf.geometry.overlap import compressed, mask_boxes, yxyx
 from mrcnn_tf.postprocess.label_map import separate, write_label_map
 from mrcnn_tf.postprocess.merge import merge_masks
 from mrcnn_tf.postprocess.results_file import ImageResults, read_images, write_entries
@@ -197,8 +197,14 @@ def clean_file(
         Path(label_maps).mkdir(parents=True, exist_ok=True)
     # Wrong settings are told before a long file is read.
     clean_image(ImageResults("", [], []), image_size=(1, 1), **settings)
+    names: dict[str, Any] = {}
     with write_entries(out) as write:
         for image in read_images(results, known=known):
+            other = names.setdefault(str(image.image_id), image.image_id)
+            if label_maps is not None and other != image.image_id:
+                raise ValueError(
+                    f"{results}: image ids {image.image_id!r} and {other!r} would have one label map"
+                )
             size = empty.pop(image.image_id, [None, None])
             try:
                 cleaned = clean_image(image, image_size=None if None in size else tuple(size), **settings)
@@ -238,8 +244,7 @@ def _boxes(
     entries: list[dict[str, Any]], masks: list[dict[str, Any]] | None
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Each entry's own box, or that of its mask, and the box of the mask, if there is one; float64 `[N, 4]`."""
-    own = np.array([entry.get("bbox", [0.0] * 4) for entry in entries], np.float64).reshape(-1, 4)
-    boxes = np.concatenate([own[:, 1::-1], own[:, 1::-1] + own[:, :1:-1]], axis=1)
+    boxes = yxyx([entry.get("bbox", [0.0] * 4) for entry in entries])
     outlines = boxes if masks is None else mask_boxes(masks)
     missing = [i for i, entry in enumerate(entries) if "bbox" not in entry]
     boxes[missing] = outlines[missing]

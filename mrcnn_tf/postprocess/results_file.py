@@ -61,6 +61,11 @@ def read_known(annotations: str | Path) -> Known:
         raise ValueError(
             f"{annotations}: has no lists 'images' and 'categories' of objects with an 'id'"
         ) from None
+    for image_id, size in sizes.items():
+        if not all(side is None or (isinstance(side, int) and side > 0) for side in size):
+            raise ValueError(
+                f"{annotations}: image {image_id} has height and width {size}; they must be whole numbers above 0"
+            )
     return Known(str(annotations), sizes, categories)
 
 

@@ -134,7 +134,10 @@ def wanted(
     if size_unit not in ("pixels", "share"):
         raise ValueError(f"size_unit must be 'pixels' or 'share', not {size_unit!r}")
     if size_unit == "share" and image_size is None:
-        raise ValueError("sizes as a share of the image need image_size=(height, width)")
+        raise ValueError(
+            "sizes as a share of the image need image_size, its height and width; of a file without masks, "
+            "annotations that tell them"
+        )
     sizes = np.sqrt((boxes[:, 2:] - boxes[:, :2]).clip(0).prod(axis=1))
     chosen = (scores > _thresholds(score_threshold, class_ids)) & (sizes > 0)
     if masks is not None:

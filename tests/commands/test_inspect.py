@@ -46,6 +46,8 @@ def test_what_is_missing_is_asked_for(tmp_path, capsys):
     for arguments in (["--annotations", "a"], ["--annotations", "a", "--model", "m", "--results", "r"], []):
         with pytest.raises(SystemExit):
             run(*arguments, "--out", "p.html")
-    with pytest.raises(FileNotFoundError, match="r.json"):
+    with pytest.raises(FileNotFoundError, match="a.json"):
         run("--annotations", "a.json", "--results", "r.json", "--out", tmp_path / "p.html")
     assert not (tmp_path / "p.html").exists()
+    with pytest.raises(ValueError, match="KEY=VALUE sets what a model gives"):
+        run("--annotations", "a.json", "--results", "r.json", "--out", "p.html", "model.nms_groups=all")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from pycocotools import mask as coco_mask
 
-from mrcnn_tf.evaluation.coco import evaluate_coco, format_table
+from mrcnn_tf.evaluation.coco import evaluate_coco, format_table, load_coco
 
 KEYS = ["AP", "AP50", "AP75", "APs", "APm", "APl", "AR1", "AR10", "AR100", "ARs", "ARm", "ARl"]
 PUBLISHED = {
@@ -263,3 +263,32 @@ class TestTable:
         ]
         with pytest.raises(ValueError, match="no metrics"):
             format_table({"loss": 3.0})
+
+
+def test_truth_of_wrong_types_is_named(tmp_path):
+    def truth(**changes):
+        image, category = {"id": 1, "height": 9, "width": 9}, {"id": 1, "name": "a"}
+        row = {"id": 1, "image_id": 1, "category_id": 1, "bbox": [0, 0, 4, 4], "area": 16}
+        return {"images": [image], "categories": [category], "annotations": [row]} | changes
+
+    (row,) = truth()["annotations"]
+    for changes, message in (
+        ({"images": [5]}, "'images' holds '5'"),
+        ({"categories": [{"id": "x"}]}, "one of the categories has the id 'x'"),
+        ({"annotations": [row | {"area": None}]}, "annotation 1 has area None"),
+        ({"annotations": [row | {"image_id": [1]}]}, r"annotation 1 has image_id \[1\]"),
+        ({"annotations": [row | {"segmentation": {"size": [9, 9], "counts": "%%%"}}]}, "damaged mask"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            evaluate_coco(truth(**changes), [])
+    assert evaluate_coco(truth(), [])["bbox/AP"] == 0
+
+
+def test_load_coco_takes_the_first_images_of_both():
+    images = [{"id": i, "height": 9, "width": 9} for i in (4, 2)]
+    rows = [{"id": i, "image_id": i, "category_id": 1, "bbox": [0, 0, 4, 4]} for i in (2, 4)]
+    entries = [{"image_id": i, "category_id": 1, "bbox": [0, 0, 4, 4], "score": 0.5} for i in (2, 4)]
+    truth = {"images": images, "categories": [{"id": 1, "name": "a"}], "annotations": rows}
+    kept, found = load_coco(truth, entries, first=1)
+    assert kept["images"] == images[:1] and kept["annotations"] == rows[1:] and found == entries[1:]
+    assert load_coco(truth, entries) == (truth, entries)

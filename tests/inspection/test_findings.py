@@ -2,10 +2,12 @@
 
 import argparse
 import copy
+import shlex
 
 import pytest
 
 from mrcnn_tf.commands.clean import arguments
+from mrcnn_tf.config import make_config, override
 from mrcnn_tf.inspection.findings import findings
 
 KINDS = ("classification", "localisation", "both", "duplicate", "background", "missed")
@@ -131,7 +133,7 @@ CASES = {
         "low",
         "Small instances",
         ["0.100", "0.550"],
-        "model.min_size=1200 model.max_size=2000",
+        "model.min_size=1200 model.max_size=2000 'data.canvas=[1216, 2016]'",
     ),
     "boundary": (
         lambda r: r["boundary"].update(AP=0.2),
@@ -159,6 +161,8 @@ def test_one_planted_trouble_is_the_only_finding(case):
     )
     for number in numbers:
         assert number in finding["text"]
+    if setting is not None:
+        make_config(override({}, shlex.split(setting)))  # a user can paste it
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -257,3 +261,17 @@ def test_no_detections():
     }
     finding = _only(report)
     assert finding["severity"] == "high" and "7 instances" in finding["text"]
+
+
+def test_what_a_model_has_already_is_not_suggested():
+    report = _clean_report()
+    _classes(report)
+    _crowding(report)
+    report["source"] = {"model": "m", "selection": {"nms_groups": "all", "nms_method": "linear"}}
+    assert _only(report)["setting"] is None
+    report = _clean_report()
+    _nms(report)
+    report["source"] = {"model": "m", "selection": {"nms_groups": "all", "nms_method": "hard"}}
+    assert "Suppression at 0.3" in _only(report)["text"]
+    report["source"]["selection"]["nms_method"] = "gaussian"
+    assert _only(report)["severity"] == "good"

@@ -69,11 +69,15 @@ def test_model_and_results_files_have_the_same_rules(method, groups, seed):
         iou_threshold=0.4,
         groups=[[1, 3]] if isinstance(groups, list) else groups,
         method=method,
-        score_threshold={1: 0.05, 2: 0.05, 3: 0.05},
+        score_threshold={1: 0.3, 2: 0.05, 3: 0.05},
         **settings,
     )
     selection = make(
-        nms_groups=groups, nms_method=method, min_detection=5.0, max_detection=30.0, class_score_thresholds={}
+        nms_groups=groups,
+        nms_method=method,
+        min_detection=5.0,
+        max_detection=30.0,
+        class_score_thresholds=floors,
     )
     found = take(selection, boxes, scores, (40, 40), (80, 80), iou=0.4)
     np.testing.assert_array_equal(found[3] * 3 + found[2] - 1, indices)
@@ -145,6 +149,15 @@ def test_group_numbers():
         ({"nms_sigma": 0.0}, "nms_sigma is 0.0"),
         ({"detection_unit": "metres"}, "detection_unit is 'metres'.*pixels, share"),
         ({"class_score_thresholds": {"cow": 0.5}}, "class_score_thresholds names cow"),
+        ({"class_score_thresholds": {"cat": 7}}, "class_score_thresholds of cat is 7"),
+        ({"score_threshold": float("nan")}, "score_threshold is nan"),
+        ({"nms_threshold": 5.0}, "nms_threshold is 5.0"),
+        ({"mask_nms_threshold": -1}, "mask_nms_threshold is -1"),
+        ({"max_detections": 0}, "max_detections is 0"),
+        ({"min_detection": 50, "max_detection": 10}, "min_detection is 50 and max_detection 10"),
+        ({"min_detection": -1}, "min_detection is -1"),
+        ({"nms_groups": None}, "nms_groups is None"),
+        ({"nms_groups": ["cat", "dog"]}, r"nms_groups is \['cat', 'dog'\]"),
     ],
 )
 def test_bad_settings(settings, message):
@@ -200,3 +213,19 @@ def test_other_settings_of_a_trained_model():
     with pytest.raises(ValueError, match="nms_groups names cow"):
         model.set_selection(nms_groups=[["cow"]])
     assert model.settings["nms_groups"] == "all"
+    # Whole numbers are numbers, NumPy's too.
+    model.set_selection(score_threshold=0, nms_threshold=1, nms_method="linear", max_detections=np.int64(5))
+    assert len(model.detect(image)) == 5
+    model.set_selection(mask_nms_threshold=1, nms_method="hard")
+    assert len(model.detect(image)) == 5
+
+
+def test_sizes_on_a_canvas_are_those_of_the_image():
+    """As in Model Garden, where boxes end with the canvas and not with the image."""
+    image = np.random.default_rng(0).integers(0, 256, (64, 32, 3), np.uint8)
+    model = make_model(score_threshold=0.0, canvas=(128, 128), max_detections=50)
+    middle = float(np.median(sides(model.detect(image))))
+    many = make_model(score_threshold=0.0, canvas=(128, 128), max_detections=50, min_detection=middle)
+    many.set_weights(model.get_weights())
+    found = sides(many.detect(image))
+    assert len(found) >= 25 and found.min() >= middle - 1e-3

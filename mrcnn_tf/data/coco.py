@@ -97,7 +97,7 @@ class CocoDataset:
 
         categories = sorted(coco["categories"], key=lambda category: category["id"])
         if classes is not None:
-            _check_names(classes, [category["name"] for category in categories], self.name)
+            check_names(classes, [category["name"] for category in categories], self.name)
             categories = [category for category in categories if category["name"] in set(classes)]
         if not categories:
             raise ValueError(f"{self.name}: has no categories, so there is nothing to detect")
@@ -112,7 +112,7 @@ class CocoDataset:
                 rows[row["image_id"]].append(row)
         if not keep_empty:
             records = [record for record in records if rows[record["id"]]]
-        records = _subset(records, fraction, first, seed)
+        records = subset(records, fraction, first, seed)
         if not records:
             raise ValueError(f"{self.name}: no image left of {len(coco['images'])}; choose a larger subset")
 
@@ -243,14 +243,24 @@ def _evaluation_row(row: dict[str, Any], height: int, width: int) -> dict[str, A
     return {"bbox": [x1, y1, x2 - x1, y2 - y1], "area": float(area), **row}
 
 
-def _check_names(wanted: Iterable[str], known: Sequence[str], file: str) -> None:
+def check_names(wanted: Iterable[str], known: Sequence[str], file: str) -> None:
+    """Sees that a data set, read from `file`, has all wanted classes.
+
+    Raises:
+        ValueError: for one that it has not, with those that are spelt like it.
+    """
     for name in wanted:
         if name not in known:
             close = difflib.get_close_matches(name, known, 3) or known[:8]
             raise ValueError(f"{file}: has no class {name!r}; did you mean one of {', '.join(close)}?")
 
 
-def _subset(records: list[Any], fraction: float | None, first: int | None, seed: int) -> list[Any]:
+def subset(records: list[Any], fraction: float | None, first: int | None, seed: int) -> list[Any]:
+    """A random share of the images' records, in their order, and of that the first; None: all.
+
+    Raises:
+        ValueError: for a share outside (0, 1], or fewer than one image.
+    """
     if fraction is not None:
         if not 0 < fraction <= 1:
             raise ValueError(f"fraction must be in (0, 1], not {fraction}")

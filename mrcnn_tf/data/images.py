@@ -31,7 +31,13 @@ def read_image(path: str | Path, size: tuple[int, int] | None = None) -> NDArray
         FileNotFoundError: if there is no such file.
         ValueError: if the file is not a whole image of 8 or 16 bits, or does not have the size.
     """
-    data = read_bytes(path)
+    return to_rgb(read_bytes(path), path, size)
+
+
+def to_rgb(
+    data: NDArray[np.uint8], path: str | Path, size: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """As `read_image`, from an image file's bytes; `path` stands in the messages."""
     image = decode_image(data, _FLAGS)
     if image is not None and size is not None and image.shape[:2] != tuple(size):
         upright, image = image, decode_image(data, _FLAGS | cv2.IMREAD_IGNORE_ORIENTATION)

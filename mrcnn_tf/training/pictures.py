@@ -41,7 +41,7 @@ def draw_comparison(config: Config, before: MaskRCNN, after: MaskRCNN, dataset: 
         rows[-1].append(visualize.draw(dataset.image(i), dataset.instances(i), names, size=480))
     sheet = visualize.sheet(
         rows,
-        headers=[Path(dataset.path(i)).name for i in images],
+        headers=[Path(dataset.file_name(i)).name for i in images],
         captions=[f"Mask R-CNN, {Path(str(config.init_from)).stem}", f"MR R-CNN, {config.name}", "truth"],
         cell=480,
         rows_per_line=1,
@@ -55,5 +55,5 @@ def draw_sheet(dataset: CocoDataset, evaluation: EvaluationResult, score: float)
     for index, found in evaluation.pictures:
         image, truth = dataset.image(index), dataset.instances(index)
         names = [dataset.class_names[c - 1] for c in truth.classes]
-        rows.append((image, found.filter(score), truth, names, Path(dataset.path(index)).name))
+        rows.append((image, found.filter(score), truth, names, Path(dataset.file_name(index)).name))
     return visualize.validation_sheet(rows)

@@ -207,7 +207,7 @@ class Client:
             rows = self._predict([{"image_bytes": results[i], **settings} for i in sent])
             try:
                 for i, row in zip(sent, rows, strict=True):
-                    results[i] = attempt(_detections, row, named[i][0])
+                    results[i] = attempt(detections_of_reply, row, named[i][0])
             except (KeyError, TypeError, ValueError) as error:
                 raise foreign(self.url, error) from error
         return results
@@ -245,7 +245,7 @@ def _encode(image: Any, name: str) -> bytes:
     return cv2.imencode(".png", cv2.cvtColor(image, cv2.COLOR_RGB2BGR))[1].tobytes()
 
 
-def _detections(row: dict[str, Any], name: str) -> Detections:
+def detections_of_reply(row: dict[str, Any], name: str) -> Detections:
     """The outputs of the signature for one image."""
     status = _text(row["status"])
     if status != "ok":

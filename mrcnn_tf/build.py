@@ -11,6 +11,8 @@ import tensorflow as tf
 from mrcnn_tf.config import Config, ConfigError, DataSource
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import training_batches
+from mrcnn_tf.data.records.dataset import RecordDataset
+from mrcnn_tf.data.records.manifest import is_records
 from mrcnn_tf.data.shapes import generate_shapes
 from mrcnn_tf.layers.fpn import FPN
 from mrcnn_tf.layers.heads import BoxHead, MaskHead, RefiningMaskHead
@@ -70,14 +72,14 @@ def build_datasets(config: Config) -> tuple[CocoDataset, CocoDataset | None]:
             sets.append(open_dataset(chosen, config.seed))
         return sets[0], sets[1]
     for key in ("annotations", "images"):
-        if not getattr(data.train, key):
+        if not getattr(data.train, key) and not is_records(data.train.annotations or ""):
             raise ConfigError(
                 f"data.train.{key} is not set; give it in the config or as data.train.{key}=PATH on the command line"
             )
     train = open_dataset(data.train, config.seed)
     if not data.val.annotations:
         return train, None
-    if not data.val.images:
+    if not data.val.images and not is_records(data.val.annotations):
         raise ConfigError("data.val.images is not set, but data.val.annotations is; give both or neither")
     val = open_dataset(data.val, config.seed)
     if val.class_names != train.class_names:
@@ -103,20 +105,21 @@ def open_dataset(source: DataSource, seed: int) -> CocoDataset:
         ConfigError: it names no annotation file.
     """
     if source.annotations is None:
-        raise ConfigError("annotations is not set; give the path of a COCO JSON file")
-    return CocoDataset(
-        source.annotations,
-        source.images,
-        fraction=source.fraction,
-        first=source.first,
-        classes=source.classes,
-        keep_empty=source.keep_empty,
-        seed=seed,
-    )
+        raise ConfigError("annotations is not set; give the path of a COCO JSON file or of TFRecords")
+    chosen = source.model_dump(exclude={"annotations", "images"})
+    if is_records(source.annotations):
+        return RecordDataset(source.annotations, **chosen, seed=seed)
+    return CocoDataset(source.annotations, source.images, **chosen, seed=seed)
 
 
-def build_batches(config: Config, dataset: CocoDataset, start_step: int = 0) -> tf.data.Dataset:
-    """The endless training batches of a config from a step on."""
+def build_batches(
+    config: Config,
+    dataset: CocoDataset,
+    start_step: int = 0,
+    slices: int = 1,
+    wanted: Sequence[int] = (0,),
+) -> tf.data.Dataset:
+    """The endless training batches of a config from a step on, or slices of them, see `training_batches`."""
     data, model = config.data, config.model
     return training_batches(
         dataset,
@@ -135,5 +138,7 @@ def build_batches(config: Config, dataset: CocoDataset, start_step: int = 0) -> 
         mask_size=data.mask_size,
         seed=config.seed,
         start_step=start_step,
+        slices=slices,
+        wanted=wanted,
         num_parallel_calls=data.workers,
     )

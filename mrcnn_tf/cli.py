@@ -12,12 +12,15 @@ from mrcnn_tf.commands import (
     build_ops,
     check_data,
     clean,
+    convert_data,
     evaluate,
     export,
     import_weights,
     inspect,
     masks,
+    plan,
     predict,
+    predict_batch,
     train,
 )
 
@@ -26,7 +29,9 @@ COMMANDS = {
     "train": train,
     "evaluate": evaluate,
     "predict": predict,
+    "predict-batch": predict_batch,
     "check-data": check_data,
+    "convert-data": convert_data,
     "inspect": inspect,
     "clean": clean,
     "masks": masks,
@@ -34,6 +39,7 @@ COMMANDS = {
     "import": import_weights,
     "build-ops": build_ops,
     "ablate": ablate,
+    "plan": plan,
 }
 
 

@@ -264,7 +264,10 @@ class Model(Section):
 
 
 class DataSource(Section):
-    """`mrcnn_tf.data.coco.CocoDataset`: a COCO-format annotation file, its images, and which part of it."""
+    """`mrcnn_tf.data.coco.CocoDataset`: a COCO-format annotation file, its images, and which part of it.
+
+    `annotations` may name TFRecords instead, which hold the images: `mrcnn_tf.data.records.dataset.RecordDataset`.
+    """
 
     annotations: str | None = None
     images: str | None = None
@@ -327,6 +330,7 @@ class Train(Section):
 
     steps: Count = 90000
     batch_size: Count = 16
+    batch_per_device: Count | None = None
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: Positive = 0.02
     momentum: Share = 0.9

@@ -151,7 +151,7 @@ def test_export(made, tmp_path, capsys):
         (["--size", "64x64"], "--size is not for --format saved_model"),
         (["--precision", "int8"], "precision is 'int8'; it must be one of float32, bfloat16"),
         (["--format", "litert", "--precision", "int8"], "int8 needs calibration images"),
-        (["--format", "litert", "--annotations", "a.json"], "--annotations and --images belong together"),
+        (["--format", "litert", "--annotations", "a.json"], "needs --images, the folder"),
         (["--format", "litert", "--size", "60x64"], "size is 60x64; both sides must be multiples of 32"),
     ],
 )

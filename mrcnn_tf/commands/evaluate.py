@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mrcnn_tf.allocator import keep_memory
-from mrcnn_tf.commands.loading import HELP, NOT_OF_RESULTS, load_with
+from mrcnn_tf.commands.loading import HELP, NOT_OF_RESULTS, load_with, open_data
 from mrcnn_tf.files import save_json, save_text
 
 if TYPE_CHECKING:
@@ -74,10 +74,9 @@ def run(options: argparse.Namespace) -> int:
         save_evaluation(options.out, metrics, None)
         return 0
 
-    from mrcnn_tf.data.coco import CocoDataset
     from mrcnn_tf.evaluation.run import evaluate_model, sweep_alpha
 
-    dataset: CocoDataset | None = None
+    dataset = None
     if options.config:
         from mrcnn_tf.build import validation_set
         from mrcnn_tf.config import load_config
@@ -98,9 +97,7 @@ def run(options: argparse.Namespace) -> int:
             "give --config, or --model with --annotations and --images, or --annotations with --results"
         )
     if options.annotations:
-        if not options.images:
-            raise ValueError("--annotations with a model needs --images, the folder of the images")
-        dataset = CocoDataset(options.annotations, options.images)
+        dataset = open_data(options.annotations, options.images)
     if dataset is None:
         raise ValueError("there is no data set to evaluate on; give --annotations and --images")
     settings = {

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from mrcnn_tf.commands.loading import add_overrides, load_with
+from mrcnn_tf.commands.loading import add_overrides, load_with, open_data
 
 SUMMARY = "write a SavedModel for TensorFlow Serving, or a LiteRT or ONNX file"
 EXAMPLES = """A metrics.json and a config.yaml beside the model, as training leaves them, go into the model card.
@@ -71,19 +71,18 @@ def run(options: argparse.Namespace) -> int:
     for name in {name for names in own.values() for name in names} - set(own[options.format]):
         if getattr(options, name):
             raise ValueError(f"--{name.replace('_', '-')} is not for --format {options.format}")
-    if bool(options.annotations) != bool(options.images):
-        raise ValueError("--annotations and --images belong together: a data set to report AP on")
+    if options.images and not options.annotations:
+        raise ValueError("--images needs --annotations, the truth of a data set to report AP on")
+    dataset = open_data(options.annotations, options.images) if options.annotations else None
     model = load_with(options.model, options.overrides)
     if options.format == "litert":
-        from mrcnn_tf.data.coco import CocoDataset
         from mrcnn_tf.export.litert import export_litert
         from mrcnn_tf.export.litert_model import compare_litert
 
         precision = options.precision or "float32"
         settings = {"size": options.size, "precision": precision, "calibration": options.calibration}
         print(export_litert(model, options.out, **settings))
-        if options.annotations:
-            dataset = CocoDataset(options.annotations, options.images)
+        if dataset is not None:
             print(compare_litert(model, [options.out], dataset, first=options.first))
     elif options.format == "onnx":
         from mrcnn_tf.export.onnx import export_onnx

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from mrcnn_tf.data.coco import CocoDataset
     from mrcnn_tf.models.mask_rcnn import MaskRCNN
 
 NOT_OF_RESULTS = "KEY=VALUE sets what a model gives; `mrcnn clean` does the like to a results file"
@@ -17,6 +18,21 @@ HELP = "what becomes a detection, such as model.nms_threshold=0.6 or model.nms_g
 def add_overrides(parser: argparse.ArgumentParser) -> None:
     """The argument whose values `load_with` takes."""
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=HELP)
+
+
+def open_data(annotations: str, images: str | None) -> CocoDataset:
+    """The data set of `--annotations` and `--images`; TFRecords hold their images.
+
+    Raises:
+        ValueError: COCO annotations without the folder of the images.
+    """
+    from mrcnn_tf.build import open_dataset
+    from mrcnn_tf.config import DataSource
+    from mrcnn_tf.data.records.manifest import is_records
+
+    if not images and not is_records(annotations):
+        raise ValueError("--annotations with a model needs --images, the folder of the images")
+    return open_dataset(DataSource(annotations=annotations, images=images), seed=0)
 
 
 def load_with(path: str | Path, overrides: Sequence[str]) -> MaskRCNN:

@@ -34,6 +34,8 @@ def training_batches(
     mask_size: int = 112,
     seed: int = 0,
     start_step: int = 0,
+    slices: int = 1,
+    wanted: Sequence[int] = (0,),
     num_parallel_calls: int | None = None,
     prefetch: int = 2,
 ) -> tf.data.Dataset:
@@ -59,6 +61,8 @@ def training_batches(
         mask_size: side of the ground-truth masks, m.
         seed: of everything random.
         start_step: batches to skip.
+        slices: into how many equal parts every batch is cut, as several devices share it.
+        wanted: numbers of those that are read, of each batch one after another; each is an element of its own.
         num_parallel_calls: images prepared at a time, the number of CPU cores (at most 16) by default.
         prefetch: batches prepared ahead.
 
@@ -73,14 +77,20 @@ def training_batches(
             due; `explain` makes one line of that.
     """
     _check(dataset, batch_size, canvas, min_sizes, max_size, scale_jitter, colour_jitter, max_instances)
+    if batch_size % slices or not wanted or not all(0 <= part < slices for part in wanted):
+        raise ValueError(
+            f"a batch of {batch_size} has no {slices} equal slices, or none numbered {list(wanted)}"
+        )
     turned = _turned(dataset, canvas) if aspect_grouping else np.zeros(len(dataset), bool)
     canvases = (canvas[0], canvas[1]), (canvas[1], canvas[0])
 
     order = BatchOrder(turned, batch_size, seed)
+    size = batch_size // slices
 
     def load(position: int) -> dict[str, Any]:
-        step, slot = divmod(position, batch_size)
-        index, epoch = order.batch(step)[slot]
+        element, row = divmod(position, size)
+        step, part = divmod(element, len(wanted))
+        index, epoch = order.batch(step)[wanted[part] * size + row]
         rng = np.random.default_rng([seed, epoch, index])
         height, width = dataset.size(index)
         room = canvases[int(turned[index])]
@@ -125,9 +135,9 @@ def training_batches(
         return {**out, "images": tf.ensure_shape(out["images"], shape)}
 
     # Positions in the endless sequence of images, not of batches, so that images are prepared in parallel.
-    positions = tf.data.Dataset.counter(start_step * batch_size)
+    positions = tf.data.Dataset.counter(start_step * len(wanted) * size)
     batches = positions.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
-    return batches.batch(batch_size, drop_remainder=True).prefetch(prefetch)
+    return batches.batch(size, drop_remainder=True).prefetch(prefetch * len(wanted))
 
 
 def evaluation_batches(
@@ -141,6 +151,7 @@ def evaluation_batches(
     interpolation: str = "bilinear",
     multiple: int = 32,
     turn: bool = True,
+    only: range | None = None,
     num_parallel_calls: int | None = None,
     prefetch: int = 2,
 ) -> tf.data.Dataset:
@@ -154,6 +165,7 @@ def evaluation_batches(
         min_size, max_size: lengths of the shorter and at most of the longer side.
         size_rule, interpolation: see `mrcnn_tf.layers.preprocess`.
         multiple, turn: see `canvas`; without `turn` images that it does not suit are made smaller instead.
+        only: which of the images, by their place in the order; all if not given.
         num_parallel_calls, prefetch: as in `training_batches`.
 
     Returns:
@@ -163,6 +175,7 @@ def evaluation_batches(
     _check(dataset, batch_size, canvas or (multiple, multiple), (min_size,), max_size, None, None, 1)
     turned = _turned(dataset, canvas) if canvas and turn else np.zeros(len(dataset), bool)
     order = np.argsort(turned, kind="stable")
+    order = order if only is None else order[only.start : only.stop]
     room = canvas or (2**30, 2**30)
 
     def load(index: int) -> dict[str, Any]:
@@ -184,7 +197,7 @@ def evaluation_batches(
 
     batches = tf.data.Dataset.from_tensor_slices(order)
     batches = batches.map(sample, num_parallel_calls=num_parallel_calls or _cores(), deterministic=True)
-    first, second = int((~turned).sum()), int(turned.sum())
+    first, second = int((~turned[order]).sum()), int(turned[order].sum())
     if canvas and first and second:
         batches = batches.take(first).batch(batch_size).concatenate(batches.skip(first).batch(batch_size))
     elif canvas:

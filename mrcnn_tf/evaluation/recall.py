@@ -60,6 +60,11 @@ class ProposalRecall:
         for limit, overlaps in self._overlaps.items():
             overlaps.append(assign(iou[:limit]))
 
+    def extend(self, other: ProposalRecall) -> None:
+        """Add the images of another one with the same limits."""
+        for limit, overlaps in self._overlaps.items():
+            overlaps += other._overlaps[limit]
+
     def result(self) -> dict[str, float]:
         """Recall so far, in [0, 1]; -1 if there was no instance.
 

@@ -43,6 +43,25 @@ class EvaluationResult:
         return f"{m['images']} images at {m['images_per_second']:.2f} images/s (network alone, after the first batch)"
 
 
+@dataclass
+class Part:
+    """What a model found in some of a data set's images, in the data set's order: see `run_part`.
+
+    Attributes:
+        image_ids: of the images.
+        results: entries in COCO's results format.
+        recall: of the proposals.
+        seconds: that the network took for each image.
+        pictures: as in `EvaluationResult`, of these images.
+    """
+
+    image_ids: list[int] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)
+    recall: ProposalRecall = field(default_factory=lambda: ProposalRecall(RECALL_AT))
+    seconds: list[float] = field(default_factory=list)
+    pictures: list[tuple[int, Detections]] = field(default_factory=list)
+
+
 def category_ids(model: MaskRCNN, dataset: CocoDataset) -> list[int | None]:
     """The data set's id of each of the model's classes, by name; None for a class that the data set does not have.
 
@@ -65,6 +84,7 @@ def detections_of(
     *,
     batch_size: int = 1,
     first: int | None = None,
+    part: tuple[int, int] = (0, 1),
     bar: str | None = None,
 ) -> Iterator[tuple[int, Detections, np.ndarray, float]]:
     """Runs the model over a data set in its order.
@@ -74,6 +94,7 @@ def detections_of(
         dataset: images of any sizes.
         batch_size: images at a time.
         first: stop after this many images.
+        part: number i of n: of the n parts that these images fall into, batch by batch, only the i-th, from 0.
         bar: text of a progress bar, if there is to be one.
 
     Yields:
@@ -84,6 +105,9 @@ def detections_of(
     # By class: 0 is background, -1, the last, padding.
     wanted = np.array([False, *(number is not None for number in ids), False])
     count = min(len(dataset), first or len(dataset))
+    # Whole batches: what an image shares its canvas with must not depend on the parts.
+    parts = -(-count // batch_size)
+    mine = range(*(min(parts * (part[0] + i) // part[1] * batch_size, count) for i in (0, 1)))
     batches = evaluation_batches(
         dataset,
         batch_size=batch_size,
@@ -93,10 +117,11 @@ def detections_of(
         interpolation=model.interpolation,
         canvas=model.canvas,
         turn=False,
-    ).take(-(-count // batch_size))
+        only=mine,
+    )
     index = {image_id: i for i, image_id in enumerate(dataset.image_ids)}
     with tqdm(
-        total=count, desc=bar, disable=bar is None, unit="image", dynamic_ncols=True, leave=False
+        total=len(mine), desc=bar, disable=bar is None, unit="image", dynamic_ncols=True, leave=False
     ) as progress:
         for batch in batches:
             start = time.perf_counter()
@@ -143,31 +168,68 @@ def evaluate_model(
     Raises:
         ValueError: the model does not know all classes of the data set.
     """
-    results: list[dict[str, Any]] = []
-    kept: list[tuple[int, Detections]] = []
-    times: list[float] = []
-    recall = ProposalRecall(RECALL_AT)
-    seen = set()
+    found = run_part(model, dataset, batch_size=batch_size, first=first, pictures=pictures, bar=bar)
+    return score_parts(dataset, [found], batch_size=batch_size, max_detections=max_detections)
+
+
+def run_part(
+    model: MaskRCNN,
+    dataset: CocoDataset,
+    *,
+    batch_size: int = 1,
+    first: int | None = None,
+    part: tuple[int, int] = (0, 1),
+    pictures: int = 0,
+    bar: str | None = None,
+) -> Part:
+    """The model's share of `evaluate_model`, for one of several processes; `score_parts` is the rest.
+
+    Args:
+        model, dataset, batch_size, first, bar: see `evaluate_model`.
+        part: see `detections_of`.
+        pictures: keep the detections of this many of the first images, as far as this part has them.
+
+    Raises:
+        ValueError: see `category_ids`.
+    """
+    out = Part()
     for i, found, proposals, seconds in detections_of(
-        model, dataset, batch_size=batch_size, first=first, bar=bar
+        model, dataset, batch_size=batch_size, first=first, part=part, bar=bar
     ):
         instances = dataset.instances(i)
-        recall.update(proposals, instances.boxes, crowd=instances.crowd)
-        results += found.to_coco(dataset.image_ids[i])
-        seen.add(dataset.image_ids[i])
-        if len(kept) < pictures:
-            kept.append((i, found))
-        times.append(seconds)
+        out.recall.update(proposals, instances.boxes, crowd=instances.crowd)
+        out.results += found.to_coco(dataset.image_ids[i])
+        out.image_ids.append(dataset.image_ids[i])
+        if i < pictures:
+            out.pictures.append((i, found))
+        out.seconds.append(seconds)
+    return out
+
+
+def score_parts(
+    dataset: CocoDataset,
+    parts: Sequence[Part],
+    *,
+    batch_size: int = 1,
+    max_detections: tuple[int, int, int] = (1, 10, 100),
+) -> EvaluationResult:
+    """The metrics of `evaluate_model` from all parts, in their order: the same figures, however many there are."""
+    recall = ProposalRecall(RECALL_AT)
+    for part in parts:
+        recall.extend(part.recall)
+    results = [entry for part in parts for entry in part.results]
+    seen = {image_id for part in parts for image_id in part.image_ids}
     truth = dataset.ground_truth()
     if len(seen) < len(dataset):
         truth["images"] = [image for image in truth["images"] if image["id"] in seen]
         truth["annotations"] = [a for a in truth["annotations"] if a["image_id"] in seen]
     metrics = evaluate_all(truth, results, max_detections=max_detections)
     metrics.update({f"proposals/{k}": v for k, v in recall.result().items()})
-    # The first batch pays for tracing.
-    timed = times[batch_size:] or times
-    metrics.update(images=len(times), images_per_second=1 / float(np.mean(timed)))
-    return EvaluationResult(metrics, results, kept)
+    # A part's first batch pays for tracing. The parts ran at the same time.
+    timed = [part.seconds[batch_size:] or part.seconds for part in parts if part.seconds]
+    speed = sum(1 / float(np.mean(seconds)) for seconds in timed)
+    metrics.update(images=len(seen), images_per_second=speed)
+    return EvaluationResult(metrics, results, [picture for part in parts for picture in part.pictures])
 
 
 def sweep_alpha(

@@ -81,6 +81,9 @@ class BatchNorm(keras.layers.Layer):
                 epsilon=self.epsilon,
                 is_training=True,
             )
+            # What inference will use must not depend on which replica is asked.
+            moments = tf.stop_gradient(tf.stack([mean, variance]))
+            mean, variance = tf.unstack(tf.distribute.get_replica_context().all_reduce("MEAN", moments))
         else:
             x32 = tf.cast(x, tf.float32)
             moments = tf.stack([tf.reduce_mean(x32, [0, 1, 2]), tf.reduce_mean(x32 * x32, [0, 1, 2])])

@@ -516,7 +516,9 @@ class MaskRCNN(keras.Model):
             gradients = context.all_reduce("SUM", gradients)
         norm = tf.linalg.global_norm(gradients) / self.optimizer.scale_loss(tf.ones([]))
         factor = 1.0 if self.clip_norm is None else self.clip_norm / tf.maximum(norm, self.clip_norm)
-        factor /= context.num_replicas_in_sync  # Keras sums over the replicas once more
+        # Keras would sum over the replicas once more, and send every gradient through the network twice.
+        optimizer: Any = getattr(self.optimizer, "inner_optimizer", self.optimizer)
+        optimizer._all_reduce_sum_gradients = list
         self.optimizer.apply_gradients((g * factor, w) for g, w in zip(gradients, weights, strict=True))
         figures["gradient_norm"] = norm
         logs = {f"{name}_loss": global_sum(value) for name, value in values.items()}

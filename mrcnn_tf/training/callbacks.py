@@ -70,27 +70,30 @@ class Progress(StepCallback):
     """A progress bar, `history.csv`, and warnings about steps that loss scaling skipped.
 
     Args:
-        path: of the CSV file; rows beyond `start` are cut off.
+        path: of the CSV file; rows beyond `start` are cut off. None: nothing is written or drawn, because another
+            process does.
         start, total: steps done and steps in all.
         batch_size: images a step.
         every: steps per row; its figures are means over them.
         bar: whether to draw the bar.
     """
 
-    def __init__(self, path: Path, start: int, total: int, batch_size: int, every: int, bar: bool = True):
+    def __init__(self, path: Path | None, start: int, total: int, batch_size: int, every: int):
         super().__init__(start)
         self.path, self.total, self.batch_size, self.every = path, total, batch_size, every
-        self.rows = [r for r in read_rows(path) if r["step"] <= start]
+        self.rows = [r for r in read_rows(path) if r["step"] <= start] if path else []
         self.columns: list[str] = list(self.rows[0]) if self.rows else []
         self.pending: list[dict[str, float]] = []
         self.bar = tqdm(
-            total=total, initial=start, unit="step", disable=not bar, dynamic_ncols=True, mininterval=0.5
+            total=total, initial=start, unit="step", disable=not path, dynamic_ncols=True, mininterval=0.5
         )
         self.since = time.perf_counter()
         self.skipped = 0
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Starts the file anew with the rows that still hold."""
+        if not self.path:
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("w", newline="") as file:
             if self.rows:
@@ -101,6 +104,8 @@ class Progress(StepCallback):
 
     def after(self, step: int, logs: dict[str, float]) -> None:
         """Updates the bar; writes a row when it is time."""
+        if not self.path:
+            return
         self.pending.append(logs)
         if not np.isfinite(logs.get("gradient_norm", 0.0)):
             self.skipped += 1
@@ -121,15 +126,15 @@ class Progress(StepCallback):
                 f"step {step}: {self.skipped} of the last {len(self.pending)} steps were skipped while the loss scale "
                 "settled"
             )
-        self.write(row)
+        self.write(self.path, row)
         self.pending, self.since, self.skipped = [], time.perf_counter(), 0
 
-    def write(self, row: dict[str, float]) -> None:
+    def write(self, path: Path, row: dict[str, float]) -> None:
         """Appends a row to the file."""
         first = not self.rows
         self.rows.append(row)
         self.columns = self.columns or list(row)
-        with self.path.open("a", newline="") as file:
+        with path.open("a", newline="") as file:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             if first:
                 writer.writeheader()
@@ -193,7 +198,7 @@ class Validate(StepCallback):
         start: steps done before.
         every: steps between evaluations; none at the last step, which training's own end evaluates.
         total: steps in all.
-        evaluate: gives the metrics of the model as it is.
+        evaluate: gives the metrics of the model as it is; None if another process computes them and acts on them.
         best: the best mask AP so far.
         checkpoints: where `best.keras` goes.
         progress, board: told of the figures.
@@ -204,7 +209,7 @@ class Validate(StepCallback):
         start: int,
         every: int,
         total: int,
-        evaluate: Callable[[], dict[str, float]],
+        evaluate: Callable[[], dict[str, float] | None],
         best: float | None,
         checkpoints: Checkpoints,
         progress: Progress,
@@ -222,6 +227,8 @@ class Validate(StepCallback):
         self.progress.pause()
         with averaged(self.model):
             metrics = self.evaluate()
+            if metrics is None:
+                return
             # A data set without masks has no mask AP.
             key = "segm/AP" if "segm/AP" in metrics else "bbox/AP"
             value = metrics[key]
@@ -245,8 +252,9 @@ class SaveAndStop(StepCallback):
         start: steps done before.
         every: steps between checkpoints.
         total: steps in all.
-        checkpoints: the folder.
+        checkpoints: the folder; None: another process writes them.
         best: gives the best metric so far.
+        agreed: from whether this process was told to stop to whether all are to: they must stop after the same step.
     """
 
     def __init__(
@@ -254,19 +262,20 @@ class SaveAndStop(StepCallback):
         start: int,
         every: int,
         total: int,
-        checkpoints: Checkpoints,
+        checkpoints: Checkpoints | None,
         best: Callable[[], float | None],
+        agreed: Callable[[bool], bool] = bool,
     ):
         super().__init__(start)
         self.every, self.total, self.checkpoints, self.best = every, total, checkpoints, best
-        self.interrupted = False
+        self.agreed, self.told, self.interrupted = agreed, False, False
 
     def on_train_begin(self, logs: dict | None = None) -> None:
         """Takes over the signals. Only the main thread may; elsewhere they stay as they are."""
         self.previous = {}
 
         def handle(number, frame):
-            self.interrupted = True
+            self.told = True
             signal.signal(signal.SIGINT, self.previous.get(signal.SIGINT, signal.SIG_DFL))
 
         for number in (signal.SIGINT, signal.SIGTERM):
@@ -282,7 +291,8 @@ class SaveAndStop(StepCallback):
 
     def after(self, step: int, logs: dict[str, float]) -> None:
         """Saves when it is time or when told to stop."""
-        if self.interrupted or step % self.every == 0 or step == self.total:
+        self.interrupted = self.agreed(self.told)
+        if self.checkpoints and (self.interrupted or step % self.every == 0 or step == self.total):
             self.checkpoints.save(self.model, step, self.best())
         if self.interrupted:
             self.model.stop_training = True

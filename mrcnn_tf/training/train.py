@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import math
 import os
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from mrcnn_tf import visualize
 from mrcnn_tf.build import build_batches, build_datasets, build_model
-from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, differences, dump_config, load_config
+from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, dump_config
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import step_image_ids
 from mrcnn_tf.evaluation.coco import format_table
 from mrcnn_tf.evaluation.huddled import format_huddled
-from mrcnn_tf.evaluation.run import EvaluationResult, evaluate_model
+from mrcnn_tf.evaluation.run import EvaluationResult, run_part, score_parts
 from mrcnn_tf.export.card import training_of
 from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.files import save_json, save_text
-from mrcnn_tf.models.class_rows import reclassed
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
-from mrcnn_tf.tables import some
 from mrcnn_tf.training.callbacks import (
     Progress,
     SaveAndStop,
@@ -37,7 +35,28 @@ from mrcnn_tf.training.callbacks import (
     innermost,
 )
 from mrcnn_tf.training.checkpoints import Checkpoints, load_model, save_aside
+from mrcnn_tf.training.distribution import (
+    anywhere,
+    check_shared,
+    check_split,
+    chief_first,
+    from_chief,
+    handed_to_chief,
+    is_chief,
+    leave_together,
+    lost_workers_explained,
+    make_strategy,
+    must_agree,
+    only_chief_prints,
+    scaled,
+    split_batches,
+    train_function,
+    worker,
+    workers,
+)
+from mrcnn_tf.training.initialise import initialise
 from mrcnn_tf.training.optimizers import Schedule, make_optimizer
+from mrcnn_tf.training.phases import BROKEN_OFF, FINISHED, phase_config, phase_state
 from mrcnn_tf.training.pictures import draw_comparison, draw_sheet
 from mrcnn_tf.training.repeatable import sums_in_order
 from mrcnn_tf.training.summary import summary
@@ -70,7 +89,7 @@ def train(
     Writes to the run folder: `config.yaml` as resolved, `history.csv`, `losses.png`, `ap.png`, `metrics.json`,
     `predictions.json`, `validation.png` (prediction beside truth), `comparison.png` (for MR R-CNN: the model it started
     from above it), `checkpoints/`, `model.keras`; and a SavedModel to `EXPORT_FOLDER/NAME/VERSION/`. An earlier run in
-    the same folder is moved aside, unless it is resumed.
+    the same folder is moved aside, unless it is resumed. Of several workers, which all call this, the first writes.
 
     Args:
         config: see `mrcnn_tf.load_config`.
@@ -81,15 +100,27 @@ def train(
         ConfigError: the config does not fit the data or the machine.
         OSError, ValueError: data or model files that cannot be read or written.
         NotFinite: a loss became NaN or infinite; the newest checkpoint is good.
+        RuntimeError: another worker has gone.
     """
-    settings, folder = config.train, config.run_folder
+    strategy = make_strategy(config.train.devices)  # before anything else can wake TensorFlow
+    with only_chief_prints(strategy), lost_workers_explained(strategy):
+        run = _train(scaled(config, strategy.num_replicas_in_sync), strategy, resume, callbacks or [])
+        leave_together(strategy)
+    return run
+
+
+def _train(
+    config: Config, strategy: tf.distribute.Strategy, resume: bool, callbacks: list[keras.callbacks.Callback]
+) -> Run:
+    settings, folder, chief = config.train, config.run_folder, is_chief(strategy)
+    check_split(strategy, settings.batch_size)
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     source = None if config.init_from is None else Path(config.init_from)
     if source is not None and source.suffix in CONFIG_ENDINGS:
-        phase = phase_config(config)
+        phase = scaled(phase_config(config), strategy.num_replicas_in_sync)
         source = phase.run_folder / "model.keras"
-        if not (resume and checkpoints.steps()):
-            stopped = run_phase(phase, str(config.init_from))
+        if not from_chief(strategy, lambda: resume and bool(checkpoints.steps())):
+            stopped = run_phase(phase, str(config.init_from), strategy)
             if stopped is not None:
                 return stopped
             resume = False  # broken off before this phase, there is nothing of it to go on from
@@ -97,14 +128,19 @@ def train(
     keras.config.set_dtype_policy(config.precision)
     if settings.deterministic:
         tf.config.experimental.enable_op_determinism()
-    strategy = make_strategy(settings.devices, settings.batch_size)
-    train_set, val_set = build_datasets(config)
+    with chief_first(strategy):
+        train_set, val_set = build_datasets(config)
+    must_agree(
+        strategy, fingerprint(config, train_set), "the workers' configs or training sets are not the same"
+    )
     if source is not None and not resume and not source.exists():
         raise FileNotFoundError(f"init_from: {source}: no such model file")
-    if not resume:
-        move_aside(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    save_text(folder / "config.yaml", dump_config(config))
+    if chief:
+        if not resume:
+            move_aside(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_text(folder / "config.yaml", dump_config(config))
+    check_shared(strategy, folder)
 
     with strategy.scope():
         model = build_model(config, train_set.class_names, train_set.category_ids)
@@ -135,13 +171,20 @@ def train(
         model.clip_norm = settings.clip_norm
 
     start, best = checkpoints.restore(model) if resume else (0, None)
+    must_agree(strategy, start, f"{checkpoints.folder}: the workers do not see the same newest checkpoint")
     print(summary(config, model, train_set, val_set, strategy.num_replicas_in_sync, start), flush=True)
 
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
         raise ConfigError("train.tensorboard: needs a package; pip install tensorboard, or set it to false")
-    board = TensorBoard(folder / "tensorboard", start, settings.log_every) if settings.tensorboard else None
+    board = None
+    if settings.tensorboard and chief:
+        board = TensorBoard(folder / "tensorboard", start, settings.log_every)
     progress = Progress(
-        folder / "history.csv", start, settings.steps, settings.batch_size, settings.log_every, bar=True
+        folder / "history.csv" if chief else None,
+        start,
+        settings.steps,
+        settings.batch_size,
+        settings.log_every,
     )
     validate = None
     if val_set is not None and config.evaluation.every:
@@ -149,7 +192,7 @@ def train(
             start,
             config.evaluation.every,
             settings.steps,
-            lambda: evaluate(config, model, val_set, subset=True).metrics,
+            lambda: metrics_of(evaluate(config, model, val_set, strategy, subset=True)),
             best,
             checkpoints,
             progress,
@@ -159,8 +202,9 @@ def train(
         start,
         settings.checkpoint_every,
         settings.steps,
-        checkpoints,
+        checkpoints if chief else None,
         lambda: validate.best if validate else None,
+        lambda told: anywhere(strategy, told),
     )
     guard = StopIfNotFinite(
         start,
@@ -169,19 +213,25 @@ def train(
     )
     mine = [guard, progress, board, validate, save]
     if start < settings.steps:
+        model.train_function = train_function(strategy, model)
         with sums_in_order():
             model.fit(
-                build_batches(config, train_set, start),
+                split_batches(
+                    strategy, lambda slices, wanted: build_batches(config, train_set, start, slices, wanted)
+                ),
                 # One Keras epoch: a step count survives a resumption in the middle, an epoch count does not.
                 steps_per_epoch=settings.steps - start,
                 verbose=0,
                 shuffle=False,  # the data set has its own order
-                callbacks=[c for c in mine if c is not None] + (callbacks or []),
+                callbacks=[c for c in mine if c is not None] + callbacks,
             )
     if save.interrupted:
         print(f"stopped after step {save.step}; go on with --resume")
         return Run(folder, model, {}, None, finished=False)
-    run = finish(config, model, val_set, folder, validate.history if validate else [], board)
+    evaluation = conclude(config, model, val_set, strategy)
+    if not chief:
+        return Run(folder, model, {}, None, finished=True)
+    run = finish(config, model, val_set, evaluation, validate.history if validate else [], board)
     if isinstance(model, MaskRefiningRCNN) and source is not None and source.exists() and val_set is not None:
         before = load_model(source)
         if set(val_set.class_names) <= set(before.class_names):
@@ -189,22 +239,32 @@ def train(
     return run
 
 
+def conclude(
+    config: Config, model: MaskRCNN, val_set: CocoDataset | None, strategy: tf.distribute.Strategy
+) -> EvaluationResult | None:
+    """What all workers do after the last step: averaged weights, saved by the chief, which gets the evaluation."""
+    optimizer = innermost(model.optimizer)
+    if optimizer.use_ema:
+        optimizer.finalize_variable_values(model.trainable_weights)
+    if is_chief(strategy):
+        save_aside(model, config.run_folder / "model.keras")
+    if val_set is None:
+        return None
+    return evaluate(config, model, val_set, strategy, pictures=config.evaluation.pictures)
+
+
 def finish(
     config: Config,
     model: MaskRCNN,
     val_set: CocoDataset | None,
-    folder: Path,
+    evaluation: EvaluationResult | None,
     history: list[dict[str, float]],
     board: TensorBoard | None,
 ) -> Run:
-    """What comes after the last step: averaged weights, metrics, pictures, files."""
-    optimizer = innermost(model.optimizer)
-    if optimizer.use_ema:
-        optimizer.finalize_variable_values(model.trainable_weights)
-    save_aside(model, folder / "model.keras")
+    """The metrics, pictures and files of a trained model."""
+    folder = config.run_folder
     metrics: dict[str, Any] = {}
-    if val_set is not None:
-        evaluation = evaluate(config, model, val_set, pictures=config.evaluation.pictures)
+    if val_set is not None and evaluation is not None:
         metrics = evaluation.metrics
         history = [*history, {"step": config.train.steps, **metrics}]
         save_json(folder / "metrics.json", metrics, indent=1)
@@ -232,175 +292,52 @@ def finish(
 
 
 def evaluate(
-    config: Config, model: MaskRCNN, dataset: CocoDataset, *, subset: bool = False, pictures: int = 0
-) -> EvaluationResult:
-    """`evaluate_model` with a config's settings."""
+    config: Config,
+    model: MaskRCNN,
+    dataset: CocoDataset,
+    strategy: tf.distribute.Strategy,
+    *,
+    subset: bool = False,
+    pictures: int = 0,
+) -> EvaluationResult | None:
+    """`evaluate_model` with a config's settings, each worker on its part; None for all but the chief."""
     settings = config.evaluation
-    return evaluate_model(
+    part = run_part(
         model,
         dataset,
         batch_size=settings.batch_size,
         first=settings.subset if subset else None,
-        max_detections=settings.max_detections,
+        part=(worker(strategy), workers(strategy)),
         pictures=pictures,
+        bar="evaluating" if is_chief(strategy) else None,
     )
+    parts = handed_to_chief(strategy, config.run_folder, part)
+    if parts is None:
+        return None
+    return score_parts(dataset, parts, batch_size=settings.batch_size, max_detections=settings.max_detections)
 
 
-def phase_config(config: Config) -> Config:
-    """The config that `init_from` names, with what it must share with the later run: model, data, seed, precision.
-
-    It is trained on the same devices and beside the later run, and not exported.
-
-    Raises:
-        ConfigError: the config cannot be used, or both would write to one folder.
-    """
-    path = str(config.init_from)
-    settings = load_config(path)
-    shared = {key: getattr(config, key) for key in ("data", "seed", "precision", "output")}
-    shared["model"] = config.model.model_copy(update={"refining": settings.model.refining})
-    shared["train"] = settings.train.model_copy(update={"devices": config.train.devices})
-    shared["export"] = settings.export.model_copy(update={"saved_model": False})
-    settings = settings.model_copy(update=shared)
-    if settings.run_folder == config.run_folder:
-        raise ConfigError(
-            f"init_from: {path} would write to {config.run_folder} like this config; give each a name, with {{name}} "
-            "in output"
-        )
-    return settings
+def metrics_of(evaluation: EvaluationResult | None) -> dict[str, Any] | None:
+    """The metrics of an evaluation, if there is one."""
+    return evaluation.metrics if evaluation else None
 
 
-def run_phase(config: Config, path: str) -> Run | None:
+def fingerprint(config: Config, dataset: CocoDataset) -> int:
+    """A number that differs where a training would: of the config and the order of the images."""
+    ids = np.asarray(dataset.image_ids, np.int64).tobytes()
+    return zlib.crc32(ids, zlib.crc32(dump_config(config).encode()))
+
+
+def run_phase(config: Config, path: str, strategy: tf.distribute.Strategy) -> Run | None:
     """Trains an earlier phase, unless its finished run is there already; the run if it was stopped, else nothing.
 
     A run that would have given other weights is moved aside, and it is said why.
     """
-    folder = config.run_folder
-    unlike = ["there is none yet"]
-    if (folder / "config.yaml").exists():
-        unlike = [d for d in differences(load_config(folder / "config.yaml"), config) if decides_weights(d)]
-    if not unlike and (folder / "model.keras").exists():
-        print(f"starting from {folder / 'model.keras'}, trained before with {path}")
+    state = from_chief(strategy, lambda: phase_state(config, path))
+    if state == FINISHED:
         return None
-    print(f"first {path}, to start from" + (f" ({'; '.join(unlike[:3])})" if unlike else ""), flush=True)
-    run = train(config, resume=not unlike and bool(Checkpoints(folder / "checkpoints").steps()))
+    run = train(config, resume=state == BROKEN_OFF)
     return None if run.finished else run
-
-
-def decides_weights(difference: str) -> bool:
-    """Whether a line of `config.differences` is about a key that a trained model's weights depend on."""
-    key = difference.partition(":")[0]
-    section, _, name = key.partition(".")
-    bookkeeping = ("devices", "log_every", "checkpoint_every", "keep_checkpoints", "tensorboard")
-    return section in ("model", "data", "seed", "precision", "init_from") or (
-        section == "train" and name not in bookkeeping
-    )
-
-
-def initialise(model: MaskRCNN, source: Path | None, config: Config, dataset: CocoDataset) -> None:
-    """Weights to start from: those in `source`, a Mask R-CNN's for an MR R-CNN too; else the backbone's, if any."""
-    if source is not None:
-        trained = load_model(source)
-        if trained.class_names != list(dataset.class_names):
-            trained, *names = reclassed(trained, dataset.class_names, dataset.category_ids)
-            for what, which in zip(("kept", "new", "left out"), names, strict=True):
-                print(f"classes    {len(which)} {what}" + (f": {some(which)}" if which else ""))
-        unlike = unlike_settings(trained, model)
-        spoilt = [key for key in unlike if key.startswith(("normalize.", "backbone.dialect"))]
-        if spoilt:
-            raise ConfigError(
-                f"init_from: {source} was trained on pixels that look otherwise: "
-                + ", ".join(f"model.{key} {unlike[key][0]}, here {unlike[key][1]}" for key in spoilt)
-                + "; take the model section of the config it was trained or imported with (docs/weights.md)"
-            )
-        for key, (theirs, ours) in unlike.items():
-            print(f"note       {source} was trained with {key} {theirs}, this model has {ours}")
-        try:
-            if isinstance(model, MaskRefiningRCNN) and not isinstance(trained, MaskRefiningRCNN):
-                model.start_from(trained)
-            else:
-                model.set_weights(trained.get_weights())
-        except ValueError as error:
-            raise ConfigError(
-                f"init_from: {source} has another architecture than the config's model: "
-                + (", ".join(unlike_parts(trained, model)) or str(error).splitlines()[0])
-            ) from None
-    elif config.model.backbone.weights == "imagenet":
-        from mrcnn_tf.weights.imagenet import load_imagenet
-
-        load_imagenet(model.backbone)
-
-
-def unlike_parts(trained: MaskRCNN, model: MaskRCNN) -> list[str]:
-    """In what the parts of two models differ, as `model.fpn.channels 256, here 24`."""
-    out = []
-    for part in MaskRCNN.PARTS:
-        theirs, ours = (json.loads(json.dumps(getattr(m, part).get_config())) for m in (trained, model))
-        keys = [
-            key
-            for key in theirs
-            if key not in ("name", "dtype", "trainable") and theirs[key] != ours.get(key)
-        ]
-        out += [f"model.{part}.{key} {theirs[key]}, here {ours.get(key)}" for key in keys]
-    return out
-
-
-# Settings that decide what the numbers of a model mean; others are the training's own business.
-CONVENTIONS = (
-    "aligned",
-    "sampling_ratio",
-    "roi_end",
-    "roi_shift",
-    "roi_levels",
-    "box_weights",
-    "size_rule",
-    "interpolation",
-    "canvas",
-    "norm_padding",
-    "class_loss",
-)
-
-
-def unlike_settings(trained: MaskRCNN, model: MaskRCNN) -> dict[str, tuple[Any, Any]]:
-    """Settings that the weights of one model may not suit in the other, though their shapes do."""
-    values = [
-        {
-            **{key: m.settings[key] for key in CONVENTIONS},
-            **{f"backbone.{key}": m.backbone.get_config()[key] for key in ("dialect", "epsilon")},
-            **{f"normalize.{key}": m.normalize.get_config()[key] for key in ("mean", "std", "bgr")},
-            **{
-                f"rpn.{key}": m.rpn.get_config()[key]
-                for key in ("anchor_sizes", "aspect_ratios", "anchor_offset", "anchor_rounding")
-            },
-        }
-        for m in (trained, model)
-    ]
-    a, b = json.loads(json.dumps(values))  # lists and tuples are the same
-    return {key: (a[key], b[key]) for key in a if a[key] != b[key]}
-
-
-def make_strategy(devices: str | int, batch_size: int) -> tf.distribute.Strategy:
-    """One device, or several with the batch split over them.
-
-    Args:
-        devices: `"auto"`: all GPUs, else the CPU; or a number of GPUs, or of logical CPU devices where there is no GPU.
-        batch_size: of all devices together.
-
-    Raises:
-        ConfigError: there are not that many devices, or the batch cannot be split evenly.
-    """
-    found = tf.config.list_logical_devices("GPU") or tf.config.list_logical_devices("CPU")
-    kind = found[0].device_type
-    count = (len(found) if kind == "GPU" else 1) if devices == "auto" else int(devices)
-    if count > len(found):
-        raise ConfigError(f"train.devices: is {count}, but there are {len(found)} {kind} devices")
-    if batch_size % count:
-        raise ConfigError(
-            f"train.batch_size: is {batch_size}, not divisible by the {count} devices; "
-            f"take {math.ceil(batch_size / count) * count}"
-        )
-    if count == 1:
-        return tf.distribute.get_strategy()
-    return tf.distribute.MirroredStrategy([f"{kind}:{i}" for i in range(count)])
 
 
 def order_of(config: Config) -> dict[str, Any]:

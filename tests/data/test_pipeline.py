@@ -110,6 +110,22 @@ def test_deterministic_and_resumable(mixed, jitter):
     assert any((a["image_ids"] != b["image_ids"]).any() for a, b in zip(straight, other, strict=True))
 
 
+@pytest.mark.parametrize("wanted", [(0,), (2,), (1, 2)])
+def test_slices_are_those_of_the_whole_batches(mixed, wanted):
+    """Each process reads its own rows of the same batches, also when it begins in the middle."""
+    settings = {**SETTINGS, "batch_size": 6}
+    whole = take(training_batches(mixed, **settings, start_step=1), 3)
+    expected = [{k: v[2 * i : 2 * i + 2] for k, v in batch.items()} for batch in whole for i in wanted]
+    sliced = training_batches(mixed, **settings, start_step=1, slices=3, wanted=wanted)
+    assert_same(take(sliced, len(expected)), expected)
+
+
+@pytest.mark.parametrize("slices, wanted", [(4, (0,)), (3, (3,)), (3, (-1,)), (3, ())])
+def test_slices_that_there_are_not(mixed, slices, wanted):
+    with pytest.raises(ValueError, match=f"a batch of 3 has no {slices} equal slices, or none numbered"):
+        training_batches(mixed, **SETTINGS, slices=slices, wanted=wanted)
+
+
 def test_augmentation_changes_from_epoch_to_epoch(shapes):
     settings = {**PLAIN, "batch_size": 6, "canvas": (128, 128), "colour_jitter": (0.3, 0, 0, 0)}
     first, second = take(training_batches(shapes, **settings), 2)
@@ -212,6 +228,16 @@ def test_evaluation_batches_on_tight_canvases(mixed, batch_size):
         h, w = (int(v) for v in batch["image_sizes"][-1])
         np.testing.assert_array_equal(batch["images"][-1, :h, :w], resize(mixed.image(i), [h, w]).numpy())
         assert not batch["images"][-1, h:].any()
+
+
+@pytest.mark.parametrize("canvas", [None, (96, 128)])
+def test_evaluation_batches_of_a_part(mixed, canvas):
+    settings = {"batch_size": 3, "canvas": canvas, "min_size": 60, "max_size": 90, "turn": False}
+    whole = take(evaluation_batches(mixed, **settings), -1)
+    parts = [range(0, 3), range(3, 9), range(9, 11), range(11, 11)]
+    assert_same(
+        [b for part in parts for b in take(evaluation_batches(mixed, **settings, only=part), -1)], whole
+    )
 
 
 def test_evaluation_batches_on_one_canvas(mixed):

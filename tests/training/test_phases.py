@@ -9,12 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
+import tensorflow as tf
 import yaml
 
 from mrcnn_tf.config import ConfigError, dump_config, load_config
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from mrcnn_tf.training.checkpoints import load_model
-from mrcnn_tf.training.train import phase_config, run_phase, train
+from mrcnn_tf.training.phases import phase_config
+from mrcnn_tf.training.train import run_phase, train
 from tests.tiny import CONFIG
 from tests.training.test_train import REFINING, Interrupt
 
@@ -109,7 +111,7 @@ def test_a_finished_phase_is_trained_again_only_if_it_would_be_another_model(
 
     monkeypatch.setattr(module, "train", fake)
     phase = phase_config(load_config(configs / "second.yaml", overrides))
-    assert run_phase(phase, "first.yaml") is None
+    assert run_phase(phase, "first.yaml", tf.distribute.get_strategy()) is None
     out = capsys.readouterr().out
     assert calls == ([("first", False)] if again else [])
     assert (again or "starting from out/first/s3/model.keras") in out
@@ -129,7 +131,7 @@ def test_a_phase_without_a_whole_checkpoint_begins_anew(configs, monkeypatch):
         return module.Run(config.run_folder, None, {}, None, finished=True)
 
     monkeypatch.setattr(module, "train", fake)
-    run_phase(phase, "first.yaml")
+    run_phase(phase, "first.yaml", tf.distribute.get_strategy())
     assert resumed == [False]
 
 

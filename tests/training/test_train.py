@@ -16,7 +16,8 @@ import tensorflow as tf
 import mrcnn_tf
 from mrcnn_tf.config import ConfigError, make_config
 from mrcnn_tf.training.callbacks import NotFinite, read_rows
-from mrcnn_tf.training.train import make_strategy, train
+from mrcnn_tf.training.distribution import make_strategy
+from mrcnn_tf.training.train import train
 from tests.tiny import CONFIG
 
 REFINING = {"refining_samples": 8, "refined_boxes": 20}
@@ -185,12 +186,12 @@ def environment():
     return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
-def test_batch_that_cannot_be_split():
+def test_more_devices_than_there_are():
     devices = len(tf.config.list_logical_devices("CPU"))
     with pytest.raises(
         ConfigError, match=f"train.devices: is {devices + 1}, but there are {devices} CPU devices"
     ):
-        make_strategy(devices + 1, 4)
+        make_strategy(devices + 1)
 
 
 def test_batch_that_is_not_divisible(here):

@@ -73,7 +73,7 @@ def seconds(kind: str, source: Path, image: Path, calls: str, repeats: int) -> l
 
 def precisions_ap(model: MaskRCNN, served: dict, dataset: CocoDataset, first: int | None) -> None:
     """Prints box and mask AP of the model and of each exported folder."""
-    ids = category_ids(model, dataset)
+    ids = category_ids(model.class_names, dataset)
     count = min(len(dataset), first or len(dataset))
     truth = dataset.ground_truth()
     seen = set(dataset.image_ids[:count])

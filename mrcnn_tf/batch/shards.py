@@ -45,7 +45,7 @@ def row_of(item: Item, found: Detections) -> dict[str, Any]:
         "source": item.source,
         "height": height,
         "width": width,
-        "detections": found.to_coco(item.image_id),  # type: ignore[arg-type]
+        "detections": found.to_coco(item.image_id),
     }
 
 

@@ -62,20 +62,20 @@ class Part:
     pictures: list[tuple[int, Detections]] = field(default_factory=list)
 
 
-def category_ids(model: MaskRCNN, dataset: CocoDataset) -> list[int | None]:
-    """The data set's id of each of the model's classes, by name; None for a class that the data set does not have.
+def category_ids(class_names: Sequence[str], dataset: CocoDataset) -> list[int | None]:
+    """The data set's id of each of a model's classes, by name; None for a class that the data set does not have.
 
     Raises:
         ValueError: the data set has classes that the model does not know.
     """
     ids = dict(zip(dataset.class_names, dataset.category_ids, strict=True))
-    unknown = [name for name in ids if name not in model.class_names]
+    unknown = [name for name in ids if name not in class_names]
     if unknown:
         raise ValueError(
             f"{dataset.name}: has classes that the model does not know ({some(unknown)}); it knows "
-            f"{some(model.class_names)}. Fine-tune it on them (init_from), or leave them out of the data set"
+            f"{some(class_names)}. Fine-tune it on them (init_from), or leave them out of the data set"
         )
-    return [ids.get(name) for name in model.class_names]
+    return [ids.get(name) for name in class_names]
 
 
 def detections_of(
@@ -101,7 +101,7 @@ def detections_of(
         For each image its index, what was found, the proposals `[N, 4]` in its pixels, and the seconds that
         the network took for it.
     """
-    ids = category_ids(model, dataset)
+    ids = category_ids(model.class_names, dataset)
     # By class: 0 is background, -1, the last, padding.
     wanted = np.array([False, *(number is not None for number in ids), False])
     count = min(len(dataset), first or len(dataset))

@@ -185,7 +185,7 @@ def evaluate_litert(lite: LiteRTModel, dataset: CocoDataset, *, first: int | Non
     Raises:
         ValueError: it does not know all classes of the data set.
     """
-    ids = category_ids(lite, dataset)  # type: ignore[arg-type]  # asks for class names only
+    ids = category_ids(lite.class_names, dataset)
     wanted = np.array([False, *(number is not None for number in ids)])
     count = min(len(dataset), first or len(dataset))
     results, times = [], []

@@ -185,7 +185,7 @@ def boxes_at(
     from mrcnn_tf.data.pipeline import evaluation_batches
     from mrcnn_tf.evaluation.run import category_ids
 
-    ids = category_ids(model, dataset)
+    ids = category_ids(model.class_names, dataset)
     wanted = np.array([False, *(number is not None for number in ids), False])  # 0 is background, -1 padding
     count = min(len(dataset), first or len(dataset))
 

@@ -159,11 +159,11 @@ class Detections:
             labels[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = i + 1
         return labels
 
-    def to_coco(self, image_id: int) -> list[dict[str, Any]]:
+    def to_coco(self, image_id: int | str) -> list[dict[str, Any]]:
         """Entries of COCO's results format, with the data set's own category ids and `[x, y, w, h]` boxes.
 
         Args:
-            image_id: the image's id in the annotation file.
+            image_id: the image's id in the annotation file, or what names it where there is none.
 
         Returns:
             One dict per detection with `image_id, category_id, bbox, score` and, if there are masks,

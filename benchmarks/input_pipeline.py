@@ -27,8 +27,9 @@ import keras
 import tensorflow as tf
 
 from mrcnn_tf.build import build_batches, build_datasets, build_model
-from mrcnn_tf.config import Config, load_config
+from mrcnn_tf.config import load_config
 from mrcnn_tf.data.coco import CocoDataset
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.optimizers import Schedule, make_optimizer
 
 

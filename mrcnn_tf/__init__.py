@@ -6,7 +6,7 @@ __version__ = "0.1.0"
 
 # Public names and where they live. Imported on first use: most of them need TensorFlow, which takes seconds.
 _PUBLIC = {
-    "Config": "mrcnn_tf.config",
+    "Config": "mrcnn_tf.schema",
     "load_config": "mrcnn_tf.config",
     "CocoDataset": "mrcnn_tf.data.coco",
     "generate_shapes": "mrcnn_tf.data.shapes",

@@ -18,7 +18,8 @@ from typing import Any
 
 import yaml
 
-from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, differences, load_config, make_config
+from mrcnn_tf.config import CONFIG_ENDINGS, ConfigError, differences, load_config, make_config
+from mrcnn_tf.schema import Config
 from mrcnn_tf.tables import write_comparison
 
 DEFAULT_METRICS = ("bbox/AP", "segm/AP", "huddled/same@0.1/bbox/AP", "huddled/same@0.1/segm/AP")

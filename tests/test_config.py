@@ -3,14 +3,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from mrcnn_tf.config import (
-    Config,
-    ConfigError,
-    dump_config,
-    load_config,
-    make_config,
-    selection_settings,
-)
+from mrcnn_tf.config import ConfigError, dump_config, load_config, make_config, selection_settings
+from mrcnn_tf.schema import Config
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 

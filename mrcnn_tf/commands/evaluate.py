@@ -12,7 +12,7 @@ from mrcnn_tf.commands.loading import HELP, NOT_OF_RESULTS, load_with, open_data
 from mrcnn_tf.files import save_json, save_text
 
 if TYPE_CHECKING:
-    from mrcnn_tf.config import Published
+    from mrcnn_tf.schema import Published
 
 SUMMARY = "box and mask AP of a model or of a results file"
 EXAMPLES = """examples:

@@ -27,8 +27,8 @@ def open_data(annotations: str, images: str | None) -> CocoDataset:
         ValueError: COCO annotations without the folder of the images.
     """
     from mrcnn_tf.build import open_dataset
-    from mrcnn_tf.config import DataSource
     from mrcnn_tf.data.records.manifest import is_records
+    from mrcnn_tf.schema import DataSource
 
     if not images and not is_records(annotations):
         raise ValueError("--annotations with a model needs --images, the folder of the images")

@@ -217,18 +217,23 @@ class Conv(keras.layers.Layer):
 
     def convolve(self, x: tf.Tensor, kernel: tf.Tensor, training: bool) -> tf.Tensor:
         """The convolution alone; `kernel`, of `x`'s dtype, may have a norm folded into it."""
+        strides = self.strides
+        on_cpu = not tf.config.list_logical_devices("GPU")
+        if training and on_cpu and strides > 1 and self.kernel_size == 1:
+            # oneDNN's gradient of such a convolution writes beyond its memory for a single small image.
+            x, strides = x[:, ::strides, ::strides], 1
         # At stride 1 the two paddings are the same, and SAME is the one that every kernel and converter knows.
         padding: Any = "SAME"
         p = self.kernel_size // 2
-        if self.strides > 1 and p and not self.same_padding:
+        if strides > 1 and p and not self.same_padding:
             padding = [[0, 0], [p, p], [p, p], [0, 0]]
             if training or self.groups > 1:
                 # TensorFlow has no oneDNN gradients for explicit padding: they would take 20 times as long on a CPU,
                 # and those of groups would fail.
                 x, padding = tf.pad(x, padding), "VALID"
-        if self.groups > 1 and training and not tf.config.list_logical_devices("GPU"):
-            return convolve_merged(x, kernel, self.groups, self.strides, padding)
-        return tf.nn.conv2d(x, kernel, self.strides, padding)
+        if self.groups > 1 and training and on_cpu:
+            return convolve_merged(x, kernel, self.groups, strides, padding)
+        return tf.nn.conv2d(x, kernel, strides, padding)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         """See `call`."""

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import tensorflow as tf
 
-from mrcnn_tf.config import Config
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.distribution import check_split, scaled, train_function
 from mrcnn_tf.training.repeatable import sums_in_order
 

@@ -9,10 +9,10 @@ from typing import Any
 import keras
 import numpy as np
 
-from mrcnn_tf.config import Config
 from mrcnn_tf.layers.conv import BatchNorm, Conv
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.planning import work
+from mrcnn_tf.schema import Config
 
 
 def training_memory(

@@ -12,17 +12,16 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.build import build_model, open_dataset
-from mrcnn_tf.config import Config
+from mrcnn_tf.build import build_model, build_optimizer, open_dataset
 from mrcnn_tf.data.scene import SHAPE_CLASSES
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.planning import work
 from mrcnn_tf.planning.measure import Memory, measure
 from mrcnn_tf.planning.memory import count, held, training_memory
 from mrcnn_tf.planning.scaling import Link, expected, fitted_link, per_device, sent, traffic_of
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.cluster import cluster_from
 from mrcnn_tf.training.distribution import make_strategy
-from mrcnn_tf.training.optimizers import Schedule, make_optimizer
 
 
 def plan(
@@ -89,7 +88,7 @@ def plan(
     memory = Memory() if measure_steps else None
     with strategy.scope():
         model = build_model(config, [f"class {i}" for i in range(kinds)], list(range(1, kinds + 1)))
-        optimizer = plain_optimizer(config, model)
+        optimizer = build_optimizer(config, model)
         model.compile(optimizer=optimizer, jit_compile=False)
     model.clip_norm = config.train.clip_norm
 
@@ -211,19 +210,6 @@ def local_strategy(config: Config) -> tf.distribute.Strategy:
             "--measure: times one worker alone; run it without TF_CONFIG and outside of a job's steps"
         )
     return make_strategy(config.train.devices)
-
-
-def plain_optimizer(config: Config, model: MaskRCNN) -> keras.optimizers.Optimizer:
-    """The config's optimiser at a constant learning rate, which takes the same time and memory."""
-    settings = config.train
-    return make_optimizer(
-        model,
-        name=settings.optimizer,
-        schedule=Schedule(settings.learning_rate),
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        ema=settings.ema,
-    )
 
 
 def parameters(model: MaskRCNN) -> dict[str, dict[str, int]]:

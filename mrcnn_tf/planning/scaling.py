@@ -8,10 +8,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.config import ConfigError
 from mrcnn_tf.layers.conv import BatchNorm
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.planning.memory import count
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.distribution import scaled
 
 

@@ -21,8 +21,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.config import ConfigError
 from mrcnn_tf.files import written_aside
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.cluster import Cluster, cluster_from, port_is_free
 
 PATIENCE = (

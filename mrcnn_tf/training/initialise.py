@@ -6,11 +6,12 @@ import json
 from pathlib import Path
 from typing import Any
 
-from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.config import ConfigError
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.models.class_rows import reclassed
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
+from mrcnn_tf.schema import Config
 from mrcnn_tf.tables import some
 from mrcnn_tf.training.checkpoints import load_model
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from mrcnn_tf.config import Config, ConfigError, differences, load_config
+from mrcnn_tf.config import ConfigError, differences, load_config
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.checkpoints import Checkpoints
 
 NOT_BEGUN, BROKEN_OFF, FINISHED = range(3)

@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from mrcnn_tf import visualize
-from mrcnn_tf.config import Config
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.evaluation.huddled import neighbour_overlaps
 from mrcnn_tf.evaluation.run import EvaluationResult
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
+from mrcnn_tf.schema import Config
 
 
 def draw_comparison(config: Config, before: MaskRCNN, after: MaskRCNN, dataset: CocoDataset) -> None:

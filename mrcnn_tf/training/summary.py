@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from mrcnn_tf.config import Config
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import left_out
-from mrcnn_tf.layers.conv import BatchNorm, Conv
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
+from mrcnn_tf.planning.memory import training_memory
+from mrcnn_tf.schema import Config
 
 
 def summary(
@@ -28,6 +28,11 @@ def summary(
     backbone = f"{'ResNeXt' if model.backbone.groups > 1 else 'ResNet'}-{model.backbone.depth}"
     backbone = f"deformable {backbone}" if model.backbone.deformable else backbone
     epochs = settings.steps * settings.batch_size / len(train_set)
+    memory = sum(
+        training_memory(
+            config, model, model.optimizer, settings.batch_size / replicas, devices=replicas
+        ).values()
+    )
     lines = [
         f"{config.name}: {kind}, {backbone}-FPN, {config.precision}, {replicas} device(s)",
         f"train      {len(train_set)} images, {int(train_set.instance_counts.sum())} instances",
@@ -39,7 +44,7 @@ def summary(
     lines += [
         f"classes    {train_set.num_classes}: {names}",
         f"parameters {model.count_params():,}, of which {trainable:,} are trained",
-        f"memory     about {training_memory(config, model, replicas) / 2**30:.1f} GiB a device (estimate)",
+        f"memory     about {memory / 2**30:.1f} GiB a device (estimate; mrcnn plan tells of what)",
         f"steps      {settings.steps} of {settings.batch_size} images ({epochs:.1f} epochs)"
         + (f", going on from step {start}" if start else ""),
     ]
@@ -56,52 +61,3 @@ def summary(
             f"{instances} are left out at random each epoch"
         )
     return "\n".join(lines)
-
-
-def training_memory(config: Config, model: MaskRCNN, replicas: int) -> float:
-    """Bytes that a device needs in training, roughly: weights, optimiser, and the activations kept for the gradient."""
-    size = 4 if config.precision == "float32" else 2
-    slots = 2 if config.train.optimizer == "sgd" else 3
-    slots += config.train.ema is not None
-    fixed = 4.0 * model.count_params() * (1 + slots)
-    images = config.train.batch_size / replicas
-    height, width = config.data.canvas
-    kept = 0.0
-    resolution = height * width / 4
-    stages = [(model.backbone.stem, resolution)]
-    stage = 1
-    for block in model.backbone.blocks:
-        number = int(block.name[len("stage")])
-        if number != stage:
-            stage, resolution = number, height * width / 4**number
-        if model.backbone.checkpointing:
-            kept += resolution * block.convs[-1].filters * size
-        else:
-            stages += [(conv, resolution) for conv in block.convs]
-    kept += sum(pixels * conv.filters * size * _tensors(conv) for conv, pixels in stages if conv.trainable)
-    channels = model.fpn.channels
-    pyramid = sum(height * width / stride**2 for stride in model.fpn.strides)
-    kept += pyramid * (3 * channels + model.rpn.depth * model.rpn.channels) * size
-    rois = model.roi_sampling["count"]
-    positives = rois * model.roi_sampling["positive_fraction"]
-    box, mask = model.box_head, model.mask_head
-    # RoIAlign samples each bin sampling_ratio^2 times before it averages; of its own choice mostly 3 by 3.
-    samples = 1 + (model.roi_align["sampling_ratio"] or 3) ** 2
-    convs = box.roi_size**2 * len(box.convs) * box.conv_channels
-    box_kept = box.roi_size**2 * channels * samples + convs + box.depth * box.units
-    kept += rois * box_kept * size
-    kept += positives * mask.roi_size**2 * (channels * samples + mask.channels * (mask.depth + 4)) * size
-    if isinstance(model, MaskRefiningRCNN):
-        again = model.refining_samples
-        kept += again * box_kept * size
-        masks = again * (1 + model.roi_sampling["positive_fraction"])
-        kept += masks * mask.roi_size**2 * (channels * samples + mask.channels * (mask.depth + 4)) * size
-    # The gradients of the last tensors live beside what is still kept: a quarter more.
-    batch = height * width * 3 * 4 + config.data.max_instances * config.data.mask_size**2
-    return fixed + images * (1.25 * kept + 3 * batch)
-
-
-def _tensors(conv: Conv) -> int:
-    """How many tensors of the output's size the gradient of a convolution keeps."""
-    own = isinstance(conv.norm, BatchNorm) and conv.norm.mode != "frozen_batch"
-    return 2 if own or (conv.norm is not None and conv.norm_name == "group") else 1

@@ -14,8 +14,8 @@ import numpy as np
 import tensorflow as tf
 
 from mrcnn_tf import visualize
-from mrcnn_tf.build import build_batches, build_datasets, build_model
-from mrcnn_tf.config import CONFIG_ENDINGS, Config, ConfigError, dump_config
+from mrcnn_tf.build import build_batches, build_datasets, build_model, build_optimizer
+from mrcnn_tf.config import CONFIG_ENDINGS, ConfigError, dump_config
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import step_image_ids
 from mrcnn_tf.evaluation.coco import format_table
@@ -26,6 +26,7 @@ from mrcnn_tf.export.saved_model import export_saved_model
 from mrcnn_tf.files import save_json, save_text
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.callbacks import (
     Progress,
     SaveAndStop,
@@ -55,7 +56,6 @@ from mrcnn_tf.training.distribution import (
     workers,
 )
 from mrcnn_tf.training.initialise import initialise
-from mrcnn_tf.training.optimizers import Schedule, make_optimizer
 from mrcnn_tf.training.phases import BROKEN_OFF, FINISHED, phase_config, phase_state
 from mrcnn_tf.training.pictures import draw_comparison, draw_sheet
 from mrcnn_tf.training.repeatable import sums_in_order
@@ -146,26 +146,7 @@ def _train(
         model = build_model(config, train_set.class_names, train_set.category_ids)
         if not resume:
             initialise(model, source, config, train_set)
-        schedule = Schedule(
-            settings.learning_rate,
-            settings.schedule,
-            settings.steps,
-            settings.warmup_steps,
-            settings.warmup_factor,
-            tuple(settings.milestones),
-            settings.gamma,
-            settings.final,
-        )
-        optimizer = make_optimizer(
-            model,
-            name=settings.optimizer,
-            schedule=schedule,
-            weight_decay=settings.weight_decay,
-            momentum=settings.momentum,
-            decay_norms=settings.decay_norms,
-            decay_biases=settings.decay_biases,
-            ema=settings.ema,
-        )
+        optimizer = build_optimizer(config, model)
         # XLA would compile every image size anew, and has no kernel for NMS.
         model.compile(optimizer=optimizer, jit_compile=False)
         model.clip_norm = settings.clip_norm

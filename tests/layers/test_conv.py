@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -183,3 +186,32 @@ def test_a_cell_that_is_cut_counts_as_image():
     np.testing.assert_allclose(
         inside(tf.constant([0.5, 0.51, 1.0]), 4), [[0.5, 0.5, 0, 0], [1 / 3] * 3 + [0], [0.25] * 4]
     )
+
+
+ONE_SMALL_IMAGE = """
+import numpy as np, tensorflow as tf
+from mrcnn_tf.layers.conv import Conv
+rng = np.random.default_rng(0)
+layer = Conv(16, 1, 2, use_bias=False)
+layer.build((1, 16, 16, 8))
+kernel = np.float64(layer.kernel[0, 0])
+for _ in range(40):
+    x, weight = rng.normal(size=(1, 16, 16, 8)), rng.normal(size=(1, 8, 8, 16))
+    image = tf.constant(x, tf.float32)
+    with tf.GradientTape() as tape:
+        tape.watch(image)
+        y = layer(image, training=True)
+        loss = tf.reduce_sum(y * tf.cast(weight, tf.float32))
+    to_image, to_kernel = tape.gradient(loss, [image, layer.kernel.value])
+    expected = np.zeros_like(x)
+    expected[:, ::2, ::2] = weight @ kernel.T
+    np.testing.assert_allclose(y, x[:, ::2, ::2] @ kernel, atol=1e-4)
+    np.testing.assert_allclose(to_image, expected, atol=1e-4)
+    np.testing.assert_allclose(to_kernel[0, 0], np.einsum("byxc,byxf->cf", x[:, ::2, ::2], weight), atol=1e-4)
+"""
+
+
+def test_stride_of_a_1x1_convolution_on_one_small_image():
+    """In a process of its own: TensorFlow's own gradient ends it with a damaged heap, sooner or later."""
+    done = subprocess.run([sys.executable, "-c", ONE_SMALL_IMAGE], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]

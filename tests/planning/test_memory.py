@@ -6,9 +6,9 @@ import math
 
 import pytest
 
+from mrcnn_tf.build import build_optimizer
 from mrcnn_tf.planning import work
 from mrcnn_tf.planning.memory import count, held, in_flight, training_memory
-from mrcnn_tf.planning.plan import plain_optimizer
 from mrcnn_tf.training.checkpoints import save_aside
 from tests.planning.test_work import R50, tiny_model
 
@@ -18,7 +18,7 @@ def test_weights_optimizer_and_checkpoint_are_those_that_are_made(tmp_path):
     trained = sum(math.prod(w.shape) for w in model.trainable_weights)
     for optimizer, ema, slots in (("sgd", None, 1), ("adamw", None, 2), ("sgd", 0.99, 2)):
         config.train.optimizer, config.train.ema = optimizer, ema
-        made = plain_optimizer(config, model)
+        made = build_optimizer(config, model)
         found = training_memory(config, model, made, 2)
         assert found["optimizer"] == pytest.approx(4 * trained * slots, abs=16)
         assert found["weights"] == 4 * model.count_params()
@@ -32,7 +32,7 @@ def test_weights_optimizer_and_checkpoint_are_those_that_are_made(tmp_path):
 
 def test_what_a_step_keeps_follows_images_precision_and_checkpointing():
     config, model = tiny_model(backbone=R50 | {"freeze_at": 0}, rpn={"depth": 2})
-    optimizer = plain_optimizer(config, model)
+    optimizer = build_optimizer(config, model)
     one, three = (training_memory(config, model, optimizer, images) for images in (1, 3))
     for key in one:
         scale = 3 if key in ("batch", "activations", "in flight") else 1

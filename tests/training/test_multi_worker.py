@@ -16,8 +16,9 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from mrcnn_tf.config import Config, ConfigError
+from mrcnn_tf.config import ConfigError
 from mrcnn_tf.layers.conv import BatchNorm
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training import distribution
 from mrcnn_tf.training.callbacks import read_rows
 from mrcnn_tf.training.train import train

@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 from mrcnn_tf.build import build_datasets, open_dataset
-from mrcnn_tf.config import Config, DataSource
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import evaluation_batches, training_batches
 from mrcnn_tf.data.records.convert import adopt, convert
 from mrcnn_tf.data.records.dataset import RecordDataset
 from mrcnn_tf.data.records.manifest import is_records, read_labels
 from mrcnn_tf.data.shapes import generate_shapes
+from mrcnn_tf.schema import Config, DataSource
 from tests.data.helpers import annotation, coco, dense, rectangle, rle, write
 from tests.data.records import foreign
 from tests.data.test_coco import content

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from mrcnn_tf.config import Config
 from mrcnn_tf.data.records.convert import convert
 from mrcnn_tf.data.shapes import generate_shapes
+from mrcnn_tf.schema import Config
 from mrcnn_tf.training.train import train
 from tests.tiny import CONFIG
 

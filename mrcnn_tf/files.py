@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,9 @@ from typing import Any
 def written_aside(path: str | Path) -> Iterator[Path]:
     """A path in the same folder, which is made, to write to; it takes the place of `path`, or vanishes after an error.
 
-    The name keeps its suffix, which tells some writers the format.
+    The name keeps its suffix, which tells some writers the format. What is written is on the disk, and not only in the
+    system's memory, before it takes the place: a machine that goes down leaves one or the other. A process that is
+    killed leaves the file beside, for `remove_partial`.
 
     Raises:
         OSError: it cannot be written; names the file.
@@ -24,7 +26,10 @@ def written_aside(path: str | Path) -> Iterator[Path]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield aside
+        _flush(aside)
         os.replace(aside, path)
+        with suppress(OSError):  # not every file system can do that for a folder
+            _flush(path.parent)
     except OSError as error:
         # What is read meanwhile may fail as well, and says so itself.
         if error.errno is None or error.filename not in (None, str(aside), str(path), str(path.parent)):
@@ -34,6 +39,20 @@ def written_aside(path: str | Path) -> Iterator[Path]:
         ) from error
     finally:
         aside.unlink(missing_ok=True)
+
+
+def _flush(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def remove_partial(folder: str | Path) -> None:
+    """Removes what killed processes left of `written_aside` in a folder that no other process writes to now."""
+    for path in Path(folder).glob(".*.partial.*"):
+        path.unlink()
 
 
 def save_text(path: str | Path, text: str) -> None:

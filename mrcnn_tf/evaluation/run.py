@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,6 +41,10 @@ class EvaluationResult:
         """A line for people."""
         m = self.metrics
         return f"{m['images']} images at {m['images_per_second']:.2f} images/s (network alone, after the first batch)"
+
+
+class Stopped(Exception):
+    """An evaluation was told to stop."""
 
 
 @dataclass
@@ -102,12 +106,9 @@ def detections_of(
         the network took for it.
     """
     ids = category_ids(model.class_names, dataset)
+    mine = images_of(len(dataset), first, batch_size, part)
     # By class: 0 is background, -1, the last, padding.
     wanted = np.array([False, *(number is not None for number in ids), False])
-    count = min(len(dataset), first or len(dataset))
-    # Whole batches: what an image shares its canvas with must not depend on the parts.
-    parts = -(-count // batch_size)
-    mine = range(*(min(parts * (part[0] + i) // part[1] * batch_size, count) for i in (0, 1)))
     batches = evaluation_batches(
         dataset,
         batch_size=batch_size,
@@ -142,6 +143,14 @@ def detections_of(
                     seconds,
                 )
             progress.update(len(batch["image_ids"]))
+
+
+def images_of(count: int, first: int | None, batch_size: int, part: tuple[int, int]) -> range:
+    """Which of `count` images a part has: see `detections_of`."""
+    count = min(count, first or count)
+    # Whole batches: what an image shares its canvas with must not depend on the parts.
+    batches = -(-count // batch_size)
+    return range(*(min(batches * (part[0] + i) // part[1] * batch_size, count) for i in (0, 1)))
 
 
 def evaluate_model(
@@ -181,6 +190,7 @@ def run_part(
     part: tuple[int, int] = (0, 1),
     pictures: int = 0,
     bar: str | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Part:
     """The model's share of `evaluate_model`, for one of several processes; `score_parts` is the rest.
 
@@ -188,11 +198,15 @@ def run_part(
         model, dataset, batch_size, first, bar: see `evaluate_model`.
         part: see `detections_of`.
         pictures: keep the detections of this many of the first images, as far as this part has them.
+        stop: asked after every batch whether to go no further; equally often in every part, so that workers may agree.
 
     Raises:
         ValueError: see `category_ids`.
+        Stopped: `stop` said so.
     """
-    out = Part()
+    out, asked = Part(), 0
+    sizes = [len(images_of(len(dataset), first, batch_size, (i, part[1]))) for i in range(part[1])]
+    mine, most = sizes[part[0]], -(-max(sizes) // batch_size)
     for i, found, proposals, seconds in detections_of(
         model, dataset, batch_size=batch_size, first=first, part=part, bar=bar
     ):
@@ -203,6 +217,14 @@ def run_part(
         if i < pictures:
             out.pictures.append((i, found))
         out.seconds.append(seconds)
+        if stop is not None and (len(out.image_ids) % batch_size == 0 or len(out.image_ids) == mine):
+            asked += 1
+            if stop():
+                raise Stopped
+    while stop is not None and asked < most:
+        asked += 1
+        if stop():
+            raise Stopped
     return out
 
 

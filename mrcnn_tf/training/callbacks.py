@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from mrcnn_tf.training.checkpoints import Checkpoints, save_aside
+from mrcnn_tf.training.state import TrainingState
 
 
 def is_loss(name: str) -> bool:
@@ -134,11 +135,16 @@ class Progress(StepCallback):
         first = not self.rows
         self.rows.append(row)
         self.columns = self.columns or list(row)
-        with path.open("a", newline="") as file:
-            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
-            if first:
-                writer.writeheader()
-            writer.writerow(row)
+        try:
+            with path.open("a", newline="") as file:
+                writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
+                if first:
+                    writer.writeheader()
+                writer.writerow(row)
+        except OSError as error:
+            raise OSError(
+                f"{path}: could not be written ({error}); free some disk space and go on with --resume"
+            ) from error
 
     def note(self, text: str) -> None:
         """Prints a line above the bar."""
@@ -198,8 +204,10 @@ class Validate(StepCallback):
         start: steps done before.
         every: steps between evaluations; none at the last step, which training's own end evaluates.
         total: steps in all.
-        evaluate: gives the metrics of the model as it is; None if another process computes them and acts on them.
+        evaluate: gives the metrics of the model as it is; None if another process computes them and acts on them, or if
+            training is to stop and not to wait for them.
         best: the best mask AP so far.
+        history: what was measured so far.
         checkpoints: where `best.keras` goes.
         progress, board: told of the figures.
     """
@@ -211,6 +219,7 @@ class Validate(StepCallback):
         total: int,
         evaluate: Callable[[], dict[str, float] | None],
         best: float | None,
+        history: Sequence[dict[str, float]],
         checkpoints: Checkpoints,
         progress: Progress,
         board: TensorBoard | None,
@@ -218,11 +227,16 @@ class Validate(StepCallback):
         super().__init__(start)
         self.every, self.total, self.evaluate, self.best = every, total, evaluate, best
         self.checkpoints, self.progress, self.board = checkpoints, progress, board
-        self.history: list[dict[str, float]] = []
+        self.history = list(history)
+
+    def is_due(self, step: int) -> bool:
+        """Whether an evaluation belongs after this step and has not been made: training was stopped in it."""
+        made = [entry["step"] for entry in self.history]
+        return step > 0 and step % self.every == 0 and step != self.total and step not in made
 
     def after(self, step: int, logs: dict[str, float]) -> None:
         """Evaluates when it is time."""
-        if step % self.every or step == self.total:
+        if not self.is_due(step):
             return
         self.progress.pause()
         with averaged(self.model):
@@ -245,34 +259,23 @@ class Validate(StepCallback):
         self.progress.resume()
 
 
-class SaveAndStop(StepCallback):
-    """Regular checkpoints; on Ctrl-C or SIGTERM one more, and then the end. A second Ctrl-C ends at once.
+class StopRequest:
+    """Within it, Ctrl-C and SIGTERM only ask training to stop. A second Ctrl-C ends it at once.
 
     Args:
-        start: steps done before.
-        every: steps between checkpoints.
-        total: steps in all.
-        checkpoints: the folder; None: another process writes them.
-        best: gives the best metric so far.
         agreed: from whether this process was told to stop to whether all are to: they must stop after the same step.
     """
 
-    def __init__(
-        self,
-        start: int,
-        every: int,
-        total: int,
-        checkpoints: Checkpoints | None,
-        best: Callable[[], float | None],
-        agreed: Callable[[bool], bool] = bool,
-    ):
-        super().__init__(start)
-        self.every, self.total, self.checkpoints, self.best = every, total, checkpoints, best
-        self.agreed, self.told, self.interrupted = agreed, False, False
+    def __init__(self, agreed: Callable[[bool], bool] = bool):
+        self.agreed, self.told = agreed, False
 
-    def on_train_begin(self, logs: dict | None = None) -> None:
+    def asked(self) -> bool:
+        """Whether all are to stop; all must call it."""
+        return self.agreed(self.told)
+
+    def __enter__(self) -> StopRequest:
         """Takes over the signals. Only the main thread may; elsewhere they stay as they are."""
-        self.previous = {}
+        self.previous: dict[int, Any] = {}
 
         def handle(number, frame):
             self.told = True
@@ -282,18 +285,45 @@ class SaveAndStop(StepCallback):
             try:
                 self.previous[number] = signal.signal(number, handle)
             except ValueError:
-                return
+                break
+        return self
 
-    def on_train_end(self, logs: dict | None = None) -> None:
+    def __exit__(self, *error: object) -> None:
         """Gives the signals back."""
         for number, handler in self.previous.items():
             signal.signal(number, handler)
 
+
+class SaveAndStop(StepCallback):
+    """Regular checkpoints; when asked to stop one more, and then the end.
+
+    Args:
+        start: steps done before.
+        every: steps between checkpoints.
+        total: steps in all.
+        checkpoints: the folder; None: another process writes them.
+        state: that of a number of steps.
+        stop: asked after every step.
+    """
+
+    def __init__(
+        self,
+        start: int,
+        every: int,
+        total: int,
+        checkpoints: Checkpoints | None,
+        state: Callable[[int], TrainingState],
+        stop: StopRequest,
+    ):
+        super().__init__(start)
+        self.every, self.total, self.checkpoints, self.state = every, total, checkpoints, state
+        self.stop, self.interrupted = stop, False
+
     def after(self, step: int, logs: dict[str, float]) -> None:
         """Saves when it is time or when told to stop."""
-        self.interrupted = self.agreed(self.told)
+        self.interrupted = self.stop.asked()
         if self.checkpoints and (self.interrupted or step % self.every == 0 or step == self.total):
-            self.checkpoints.save(self.model, step, self.best())
+            self.checkpoints.save(self.model, self.state(step))
         if self.interrupted:
             self.model.stop_training = True
 
@@ -321,10 +351,13 @@ def averaged(model: keras.Model) -> Iterator[None]:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The rows of a `history.csv`; none if there is no file."""
+    """The whole rows of a `history.csv`; none if there is no file. The last may be cut, by a kill or a full disk."""
     if not path.exists():
         return []
-    with path.open(newline="") as file:
-        return [
-            {k: float(v) if k != "step" else int(v) for k, v in row.items()} for row in csv.DictReader(file)
-        ]
+    lines = path.read_text().splitlines(keepends=True)
+    whole = [line for line in lines if line.endswith("\n")]
+    return [
+        {k: float(v) if k != "step" else int(v) for k, v in row.items()}
+        for row in csv.DictReader(whole)
+        if None not in row and None not in row.values()
+    ]

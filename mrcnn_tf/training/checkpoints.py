@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-import json
+import os
 import re
 import zipfile
 from pathlib import Path
 
 import keras
 
-from mrcnn_tf.files import save_json, written_aside
+from mrcnn_tf.files import written_aside
+from mrcnn_tf.training.state import MEMBER, TrainingState, read_state
 
 NAME = re.compile(r"step_(\d+)\.keras")
 
 
-def save_aside(model: keras.Model, path: Path) -> Path:
+def save_aside(model: keras.Model, path: Path, state: TrainingState | None = None) -> Path:
     """Writes `path` as a `.keras` file, optimiser state included, under another name first.
+
+    Args:
+        model: the model.
+        path: of the file.
+        state: what training needs besides to go on from it; it becomes one more part of the archive.
 
     Raises:
         OSError: if it cannot be written, with the file's name and what to do; what was at `path` is still there.
@@ -23,6 +29,9 @@ def save_aside(model: keras.Model, path: Path) -> Path:
     with written_aside(path) as aside:
         try:
             model.save(aside)
+            if state is not None:
+                with zipfile.ZipFile(aside, "a") as archive:
+                    archive.writestr(MEMBER, state.to_json())
         except Exception as error:
             # h5py and zipfile report a full disk in words of their own.
             raise OSError(
@@ -52,47 +61,59 @@ class Checkpoints:
         """The file of a step."""
         return self.folder / f"step_{step:07d}.keras"
 
-    def save(self, model: keras.Model, step: int, best: float | None) -> Path:
-        """Writes the checkpoint of a step, then drops the oldest.
-
-        `best` is the best metric so far, kept for `restore`.
-        """
-        path = save_aside(model, self.path(step))
-        state = self.folder / "state.json"
-        states = {**self._states(), str(step): {"best": best}}
-        kept = self.steps()[-self.keep :]
-        save_json(state, {k: states[k] for k in states if int(k) in kept})
+    def save(self, model: keras.Model, state: TrainingState) -> Path:
+        """Writes the checkpoint of the state's step, then drops the oldest."""
+        path = save_aside(model, self.path(state.step), state)
         for old in self.steps()[: -self.keep]:
             self.path(old).unlink()
         return path
 
-    def restore(self, model: keras.Model) -> tuple[int, float | None]:
+    def restore(
+        self, model: keras.Model, here: TrainingState, *, writes: bool = True
+    ) -> TrainingState | None:
         """Puts the newest readable checkpoint into a compiled model, optimiser state included.
 
-        A damaged newest file is named and passed over.
+        A damaged file is named and passed over; its name becomes `step_N.keras.damaged`.
+
+        Args:
+            model: built, with its optimiser.
+            here: the state at the start of the run that is to go on; the checkpoint must be of the same model.
+            writes: false if another process renames damaged files.
 
         Returns:
-            Its step and the best metric up to it.
+            The checkpoint's state; None if the folder has no checkpoint.
 
         Raises:
-            FileNotFoundError: there is none to resume from.
+            ValueError: all checkpoints are damaged, or the newest good one is of another model or version; nothing
+                was changed.
         """
         for step in reversed(self.steps()):
             path = self.path(step)
             if not intact(path):
-                print(f"{path}: damaged, going back to the checkpoint before it")
+                aside = path.with_name(f"{path.name}.damaged")
+                print(
+                    f"{path}: damaged, now {aside.name}; going back to the checkpoint before it", flush=True
+                )
+                if writes:
+                    os.replace(path, aside)
                 continue
-            model.load_weights(path)
-            return step, self._states().get(str(step), {}).get("best")
-        raise FileNotFoundError(
-            f"{self.folder}: no checkpoint to resume from; start without --resume, or set output to the run's folder"
-        )
-
-    def _states(self) -> dict:
-        try:
-            return json.loads((self.folder / "state.json").read_text())
-        except (FileNotFoundError, ValueError):
-            return {}
+            there = read_state(path)
+            for note in there.compare(here, path):
+                print(f"note       {note}")
+            try:
+                model.load_weights(path)
+            except Exception as error:
+                raise ValueError(
+                    f"{path}: cannot be read ({error}); it was made with {there.made_with()}"
+                ) from error
+            return there
+        damaged = sorted(p.name for p in self.folder.glob("*.damaged"))
+        if damaged:
+            raise ValueError(
+                f"{self.folder}: no good checkpoint is left, only {', '.join(damaged)}; put a copy of one there, "
+                "or start without --resume"
+            )
+        return None
 
 
 def intact(path: Path) -> bool:

@@ -7,6 +7,7 @@ Several workers run the same command and the same steps, each on its part of eve
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import functools
 import math
 import os
@@ -180,12 +181,16 @@ def only_chief_prints(strategy: tf.distribute.Strategy) -> Iterator[None]:
         yield
 
 
+class WorkerLost(RuntimeError):
+    """Another worker has gone: nothing is wrong with this one, and all are to be started again."""
+
+
 @contextlib.contextmanager
 def lost_workers_explained(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """One line instead of TensorFlow's several when another worker has gone.
 
     Raises:
-        RuntimeError: in place of TensorFlow's errors about an aborted exchange.
+        WorkerLost: in place of TensorFlow's errors about an aborted exchange.
     """
     try:
         yield
@@ -201,13 +206,39 @@ def lost_workers_explained(strategy: tf.distribute.Strategy) -> Iterator[None]:
             raise
         named = sorted(set(re.findall(r"/replica:\d+/task:(\d+)", str(error.message))))
         gone = f"task {', '.join(named)} has" if named else "another one has"
-        raise RuntimeError(
+        raise WorkerLost(
             f"worker {worker(strategy)} of {workers(strategy)}: {gone} gone; see what it said, then start all of them "
             "again with --resume"
         ) from error
 
 
 # ---------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def nobody_else(folder: Path) -> Iterator[None]:
+    """Within it no other process of this machine, and of others where the file system can, trains in the folder.
+
+    The lock goes with the process, however that ends.
+
+    Raises:
+        ConfigError: another one does already.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ConfigError(
+            f"output: another training writes to {folder} now; wait for it, end it, or take another name"
+        ) from None
+    except OSError:
+        pass  # some network file systems lock no folders
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def check_shared(strategy: tf.distribute.Strategy, folder: Path) -> None:

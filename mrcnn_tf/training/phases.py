@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from mrcnn_tf.config import ConfigError, differences, load_config
 from mrcnn_tf.schema import Config
-from mrcnn_tf.training.checkpoints import Checkpoints
 
 NOT_BEGUN, BROKEN_OFF, FINISHED = range(3)
 
@@ -42,7 +41,7 @@ def phase_state(config: Config, path: str) -> int:
         print(f"starting from {folder / 'model.keras'}, trained before with {path}")
         return FINISHED
     print(f"first {path}, to start from" + (f" ({'; '.join(unlike[:3])})" if unlike else ""), flush=True)
-    return BROKEN_OFF if not unlike and Checkpoints(folder / "checkpoints").steps() else NOT_BEGUN
+    return NOT_BEGUN if unlike else BROKEN_OFF
 
 
 def decides_weights(difference: str) -> bool:

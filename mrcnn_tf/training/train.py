@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,10 +20,10 @@ from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import step_image_ids
 from mrcnn_tf.evaluation.coco import format_table
 from mrcnn_tf.evaluation.huddled import format_huddled
-from mrcnn_tf.evaluation.run import EvaluationResult, run_part, score_parts
+from mrcnn_tf.evaluation.run import EvaluationResult, Stopped, run_part, score_parts
 from mrcnn_tf.export.card import training_of
 from mrcnn_tf.export.saved_model import export_saved_model
-from mrcnn_tf.files import save_json, save_text
+from mrcnn_tf.files import remove_partial, save_json, save_text
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from mrcnn_tf.schema import Config
@@ -31,6 +31,7 @@ from mrcnn_tf.training.callbacks import (
     Progress,
     SaveAndStop,
     StopIfNotFinite,
+    StopRequest,
     TensorBoard,
     Validate,
     innermost,
@@ -48,6 +49,7 @@ from mrcnn_tf.training.distribution import (
     lost_workers_explained,
     make_strategy,
     must_agree,
+    nobody_else,
     only_chief_prints,
     scaled,
     split_batches,
@@ -56,9 +58,10 @@ from mrcnn_tf.training.distribution import (
     workers,
 )
 from mrcnn_tf.training.initialise import initialise
-from mrcnn_tf.training.phases import BROKEN_OFF, FINISHED, phase_config, phase_state
+from mrcnn_tf.training.phases import FINISHED, NOT_BEGUN, phase_config, phase_state
 from mrcnn_tf.training.pictures import draw_comparison, draw_sheet
 from mrcnn_tf.training.repeatable import sums_in_order
+from mrcnn_tf.training.state import TrainingState, state_at_start
 from mrcnn_tf.training.summary import summary
 
 
@@ -93,14 +96,15 @@ def train(
 
     Args:
         config: see `mrcnn_tf.load_config`.
-        resume: go on from the newest checkpoint of the run folder; the result is that of an undisturbed run.
+        resume: go on from the newest good checkpoint of the run folder, if there is one; the result is that of an
+            undisturbed run.
         callbacks: more Keras callbacks.
 
     Raises:
         ConfigError: the config does not fit the data or the machine.
-        OSError, ValueError: data or model files that cannot be read or written.
+        OSError, ValueError: data or model files that cannot be read or written; a checkpoint of another model.
         NotFinite: a loss became NaN or infinite; the newest checkpoint is good.
-        RuntimeError: another worker has gone.
+        WorkerLost: another worker has gone.
     """
     strategy = make_strategy(config.train.devices)  # before anything else can wake TensorFlow
     with only_chief_prints(strategy), lost_workers_explained(strategy):
@@ -112,18 +116,35 @@ def train(
 def _train(
     config: Config, strategy: tf.distribute.Strategy, resume: bool, callbacks: list[keras.callbacks.Callback]
 ) -> Run:
-    settings, folder, chief = config.train, config.run_folder, is_chief(strategy)
-    check_split(strategy, settings.batch_size)
-    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
+    check_split(strategy, config.train.batch_size)
     source = None if config.init_from is None else Path(config.init_from)
+    resume = bool(from_chief(strategy, lambda: resume))
     if source is not None and source.suffix in CONFIG_ENDINGS:
         phase = scaled(phase_config(config), strategy.num_replicas_in_sync)
         source = phase.run_folder / "model.keras"
-        if not from_chief(strategy, lambda: resume and bool(checkpoints.steps())):
+        steps = Checkpoints(config.run_folder / "checkpoints").steps
+        if not from_chief(strategy, lambda: resume and bool(steps())):
             stopped = run_phase(phase, str(config.init_from), strategy)
             if stopped is not None:
                 return stopped
-            resume = False  # broken off before this phase, there is nothing of it to go on from
+    if not is_chief(strategy):
+        return _train_in(config, strategy, resume, source, callbacks)
+    with nobody_else(config.run_folder):
+        if not resume or unrelated(config.run_folder):
+            move_aside(config.run_folder)
+    with nobody_else(config.run_folder):  # a new one, if the old one was moved
+        return _train_in(config, strategy, resume, source, callbacks)
+
+
+def _train_in(
+    config: Config,
+    strategy: tf.distribute.Strategy,
+    resume: bool,
+    source: Path | None,
+    callbacks: list[keras.callbacks.Callback],
+) -> Run:
+    settings, folder, chief = config.train, config.run_folder, is_chief(strategy)
+    checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
     keras.utils.set_random_seed(config.seed)
     keras.config.set_dtype_policy(config.precision)
     if settings.deterministic:
@@ -133,26 +154,37 @@ def _train(
     must_agree(
         strategy, fingerprint(config, train_set), "the workers' configs or training sets are not the same"
     )
-    if source is not None and not resume and not source.exists():
-        raise FileNotFoundError(f"init_from: {source}: no such model file")
     if chief:
-        if not resume:
-            move_aside(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_text(folder / "config.yaml", dump_config(config))
+        for place in (folder, checkpoints.folder):
+            remove_partial(place)
     check_shared(strategy, folder)
 
     with strategy.scope():
         model = build_model(config, train_set.class_names, train_set.category_ids)
-        if not resume:
-            initialise(model, source, config, train_set)
         optimizer = build_optimizer(config, model)
         # XLA would compile every image size anew, and has no kernel for NMS.
         model.compile(optimizer=optimizer, jit_compile=False)
         model.clip_norm = settings.clip_norm
-
-    start, best = checkpoints.restore(model) if resume else (0, None)
-    must_agree(strategy, start, f"{checkpoints.folder}: the workers do not see the same newest checkpoint")
+        state = state_at_start(config, model, train_set.image_ids)
+        if resume:
+            with chief_first(strategy):
+                restored = checkpoints.restore(model, state, writes=chief)
+            if restored is None:
+                print(f"{folder}: has no checkpoint to go on from; training begins at step 0", flush=True)
+            else:
+                state = replace(
+                    state, step=restored.step, best=restored.best, validations=restored.validations
+                )
+        start = state.step
+        must_agree(
+            strategy, start, f"{checkpoints.folder}: the workers do not see the same newest checkpoint"
+        )
+        if not start:
+            if source is not None and not source.exists():
+                raise FileNotFoundError(f"init_from: {source}: no such model file")
+            initialise(model, source, config, train_set)
+    if chief:
+        save_text(folder / "config.yaml", dump_config(config))
     print(summary(config, model, train_set, val_set, strategy.num_replicas_in_sync, start), flush=True)
 
     if settings.tensorboard and importlib.util.find_spec("tensorboard") is None:
@@ -167,25 +199,28 @@ def _train(
         settings.batch_size,
         settings.log_every,
     )
+    stop = StopRequest(lambda told: anywhere(strategy, told))
     validate = None
     if val_set is not None and config.evaluation.every:
         validate = Validate(
             start,
             config.evaluation.every,
             settings.steps,
-            lambda: metrics_of(evaluate(config, model, val_set, strategy, subset=True)),
-            best,
+            lambda: metrics_of(evaluate(config, model, val_set, strategy, subset=True, stop=stop)),
+            state.best,
+            state.validations,
             checkpoints,
             progress,
             board,
         )
+
+    def state_now(step: int) -> TrainingState:
+        if validate is None:
+            return replace(state, step=step)
+        return replace(state, step=step, best=validate.best, validations=validate.history)
+
     save = SaveAndStop(
-        start,
-        settings.checkpoint_every,
-        settings.steps,
-        checkpoints if chief else None,
-        lambda: validate.best if validate else None,
-        lambda told: anywhere(strategy, told),
+        start, settings.checkpoint_every, settings.steps, checkpoints if chief else None, state_now, stop
     )
     guard = StopIfNotFinite(
         start,
@@ -195,7 +230,10 @@ def _train(
     mine = [guard, progress, board, validate, save]
     if start < settings.steps:
         model.train_function = train_function(strategy, model)
-        with sums_in_order():
+        with stop, sums_in_order():
+            if validate is not None:
+                validate.set_model(model)
+                validate.after(start, {})  # if training was stopped in it
             model.fit(
                 split_batches(
                     strategy, lambda slices, wanted: build_batches(config, train_set, start, slices, wanted)
@@ -280,18 +318,23 @@ def evaluate(
     *,
     subset: bool = False,
     pictures: int = 0,
+    stop: StopRequest | None = None,
 ) -> EvaluationResult | None:
-    """`evaluate_model` with a config's settings, each worker on its part; None for all but the chief."""
+    """`evaluate_model` with a config's settings, each worker on its part; None but for the chief, or if stopped."""
     settings = config.evaluation
-    part = run_part(
-        model,
-        dataset,
-        batch_size=settings.batch_size,
-        first=settings.subset if subset else None,
-        part=(worker(strategy), workers(strategy)),
-        pictures=pictures,
-        bar="evaluating" if is_chief(strategy) else None,
-    )
+    try:
+        part = run_part(
+            model,
+            dataset,
+            batch_size=settings.batch_size,
+            first=settings.subset if subset else None,
+            part=(worker(strategy), workers(strategy)),
+            pictures=pictures,
+            bar="evaluating" if is_chief(strategy) else None,
+            stop=stop.asked if stop else None,
+        )
+    except Stopped:
+        return None
     parts = handed_to_chief(strategy, config.run_folder, part)
     if parts is None:
         return None
@@ -317,7 +360,7 @@ def run_phase(config: Config, path: str, strategy: tf.distribute.Strategy) -> Ru
     state = from_chief(strategy, lambda: phase_state(config, path))
     if state == FINISHED:
         return None
-    run = train(config, resume=state == BROKEN_OFF)
+    run = train(config, resume=state != NOT_BEGUN)
     return None if run.finished else run
 
 
@@ -329,6 +372,11 @@ def order_of(config: Config) -> dict[str, Any]:
         "aspect_grouping": config.data.aspect_grouping,
         "seed": config.seed,
     }
+
+
+def unrelated(folder: Path) -> bool:
+    """Whether a folder holds a finished run without checkpoints, which no training can go on from."""
+    return (folder / "model.keras").exists() and not any((folder / "checkpoints").glob("step_*"))
 
 
 def move_aside(folder: Path) -> None:

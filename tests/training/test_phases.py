@@ -117,12 +117,11 @@ def test_a_finished_phase_is_trained_again_only_if_it_would_be_another_model(
     assert (again or "starting from out/first/s3/model.keras") in out
 
 
-def test_a_phase_without_a_whole_checkpoint_begins_anew(configs, monkeypatch):
-    """Killed while it wrote its first one: the folder is there, a checkpoint is not."""
+def test_a_phase_that_was_killed_before_its_first_checkpoint_is_gone_on_with(configs, monkeypatch):
+    """Its folder is there, a checkpoint is not: training begins at step 0, and no folder is moved aside."""
     module = sys.modules["mrcnn_tf.training.train"]
     phase = phase_config(load_config(configs / "second.yaml"))
-    (phase.run_folder / "checkpoints").mkdir(parents=True)
-    (phase.run_folder / "checkpoints" / "best.keras").touch()
+    phase.run_folder.mkdir(parents=True)
     (phase.run_folder / "config.yaml").write_text(dump_config(phase))
     resumed = []
 
@@ -132,7 +131,7 @@ def test_a_phase_without_a_whole_checkpoint_begins_anew(configs, monkeypatch):
 
     monkeypatch.setattr(module, "train", fake)
     run_phase(phase, "first.yaml", tf.distribute.get_strategy())
-    assert resumed == [False]
+    assert resumed == [True]
 
 
 def test_two_phases_cannot_share_a_folder(configs):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -14,10 +15,11 @@ import pytest
 import tensorflow as tf
 
 import mrcnn_tf
-from mrcnn_tf.config import ConfigError, make_config
+from mrcnn_tf.config import ConfigError, load_config, make_config
 from mrcnn_tf.training.callbacks import NotFinite, read_rows
-from mrcnn_tf.training.distribution import make_strategy
-from mrcnn_tf.training.train import train
+from mrcnn_tf.training.distribution import make_strategy, nobody_else
+from mrcnn_tf.training.state import read_state
+from mrcnn_tf.training.train import train, unrelated
 from tests.tiny import CONFIG
 
 REFINING = {"refining_samples": 8, "refined_boxes": 20}
@@ -62,7 +64,6 @@ def test_a_run_leaves_what_the_readme_promises(here):
     }
     assert {p.name for p in (run.folder / "checkpoints").iterdir()} == {
         "best.keras",
-        "state.json",
         "step_0000002.keras",
         "step_0000004.keras",
     }
@@ -93,14 +94,6 @@ def test_a_run_leaves_what_the_readme_promises(here):
     assert (here / "runs/tiny.1/model.keras").exists() and again.saved_model is None
 
 
-def test_the_same_seed_gives_the_same_bits(here):
-    first = train(tiny(name="a", train__steps=3, evaluation__every=0)).model.get_weights()
-    second = train(tiny(name="b", train__steps=3, evaluation__every=0)).model.get_weights()
-    other = train(tiny(name="c", seed=1, train__steps=3, evaluation__every=0)).model.get_weights()
-    assert all(np.array_equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
-
-
 class Interrupt(keras.callbacks.Callback):
     """Sends Ctrl-C in the middle of a run."""
 
@@ -110,20 +103,35 @@ class Interrupt(keras.callbacks.Callback):
 
     def on_train_batch_begin(self, batch, logs=None):
         if batch == self.after:
-            import signal
-
             signal.raise_signal(signal.SIGINT)
 
 
+def interrupt_evaluation(monkeypatch, after):
+    """Sends SIGTERM in the middle of the evaluation after this step."""
+    module = sys.modules["mrcnn_tf.training.train"]
+    run_part, asked = module.run_part, []
+
+    def interrupted(model, *args, **kwargs):
+        if not asked and int(model.optimizer.iterations) == after:
+            asked.append(after)
+            signal.raise_signal(signal.SIGTERM)
+        return run_part(model, *args, **kwargs)
+
+    monkeypatch.setattr(module, "run_part", interrupted)
+
+
 @pytest.mark.parametrize(
-    "precision,optimizer,refining", [("float32", "sgd", None), ("mixed_float16", "adamw", REFINING)]
+    "precision,optimizer,refining,where",
+    [("float32", "sgd", None, "evaluation"), ("mixed_float16", "adamw", REFINING, "step")],
 )
-def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(here, precision, optimizer, refining):
+def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(
+    here, monkeypatch, precision, optimizer, refining, where
+):
     changes = {
         "model__refining": refining,
         "precision": precision,
         "train__optimizer": optimizer,
-        "train__steps": 6,
+        "train__steps": 5,
         "train__ema": 0.5,
         "train__checkpoint_every": 100,
         "evaluation__every": 2,
@@ -131,20 +139,79 @@ def test_interrupted_and_resumed_is_undisturbed_bit_for_bit(here, precision, opt
     }
     whole = train(tiny(name="whole", **changes))
     config = tiny(name="parts", **changes)
-    stopped = train(config, callbacks=[Interrupt(2)])
+    if where == "step":
+        stopped = train(config, callbacks=[Interrupt(2)])
+    else:
+        # A training is not asked to wait for an evaluation; it is made before the next step.
+        with monkeypatch.context() as patch:
+            interrupt_evaluation(patch, after=2)
+            stopped = train(config)
     assert not stopped.finished
-    assert [p.name for p in Path("runs/parts/checkpoints").glob("step_*")] == ["step_0000003.keras"]
+    kept = "step_0000003.keras" if where == "step" else "step_0000002.keras"
+    checkpoints = Path("runs/parts/checkpoints")
+    assert [p.name for p in checkpoints.glob("step_*")] == [kept]
+    assert [v["step"] for v in read_state(checkpoints / kept).validations] == ([2] if where == "step" else [])
     resumed = train(config, resume=True)
     assert resumed.finished
     for a, b in zip(whole.model.get_weights(), resumed.model.get_weights(), strict=True):
         np.testing.assert_array_equal(a, b)
     for a, b in zip(whole.model.optimizer.variables, resumed.model.optimizer.variables, strict=True):
         np.testing.assert_array_equal(a, b)
+    for a, b in zip(
+        weights_of(checkpoints / "best.keras"), weights_of("runs/whole/checkpoints/best.keras"), strict=True
+    ):
+        np.testing.assert_array_equal(a, b)
     rows = read_rows(Path("runs/parts/history.csv"))
-    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5, 6]
-    assert {k: v for k, v in whole.metrics.items() if k != "images_per_second"} == {
-        k: v for k, v in resumed.metrics.items() if k != "images_per_second"
-    }
+    assert [r["step"] for r in rows] == [1, 2, 3, 4, 5]
+    timing = {"images_per_second"}
+    ours, theirs = (
+        [{k: v for k, v in entry.items() if k not in timing} for entry in (*states.validations, run.metrics)]
+        for states, run in (
+            (read_state(checkpoints / "step_0000005.keras"), resumed),
+            (read_state(Path("runs/whole/checkpoints/step_0000005.keras")), whole),
+        )
+    )
+    assert ours == theirs and [entry.get("step") for entry in ours] == [2, 4, None]
+
+
+def test_two_trainings_in_one_folder_and_what_there_is_to_go_on_from(here, capsys):
+    """Refused while another one writes there; resumed without a checkpoint it begins, and keeps what is finished."""
+    config = tiny(evaluation__every=0, train__steps=2, data__val={"first": 1})
+    Path("runs/tiny").mkdir(parents=True)
+    with (
+        nobody_else(Path("runs/tiny")),
+        pytest.raises(ConfigError, match="another training writes to runs/tiny now"),
+    ):
+        train(config)
+    with nobody_else(Path("runs/tiny")):  # given back
+        pass
+    Path("runs/tiny/checkpoints").mkdir()
+    for left in ("runs/tiny/.7.partial.model.keras", "runs/tiny/checkpoints/.7.partial.step_0000002.keras"):
+        Path(left).touch()  # by one that was killed while it wrote
+    Path("runs/tiny/history.csv").write_text("step,loss\n1,0.5\n2,0.")
+    assert train(config, resume=True).finished
+    assert "runs/tiny: has no checkpoint to go on from; training begins at step 0" in capsys.readouterr().out
+    assert not Path("runs/tiny.1").exists() and not list(Path("runs").rglob(".*"))
+    assert [r["step"] for r in read_rows(Path("runs/tiny/history.csv"))] == [1, 2]
+    other = tiny(evaluation__every=0, train__steps=2, model__fpn__channels=24)
+    with pytest.raises(ValueError, match="is of another model .model.fpn.channels: 16 there, 24 here"):
+        train(other, resume=True)
+    assert load_config("runs/tiny/config.yaml").model.fpn.channels == 16
+    assert unrelated(Path("runs/tiny")) is False
+    for path in Path("runs/tiny/checkpoints").iterdir():
+        path.unlink()
+    assert unrelated(Path("runs/tiny")) is True
+
+
+def test_rows_that_are_not_whole(tmp_path):
+    path = tmp_path / "history.csv"
+    assert read_rows(path) == []
+    path.write_text("step,loss,rate\n1,0.5,0.1\n2,0.25,0.1\n3,0.2")
+    assert read_rows(path) == [{"step": 1, "loss": 0.5, "rate": 0.1}, {"step": 2, "loss": 0.25, "rate": 0.1}]
+    path.write_text("step,loss,rate\n1,0.5,0.1\n2,0.25\n3,0.2,0.1\n")
+    assert [row["step"] for row in read_rows(path)] == [1, 3]
+    path.write_text("step,lo")
+    assert read_rows(path) == []
 
 
 REPLICAS = """

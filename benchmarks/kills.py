@@ -3,10 +3,11 @@
     python benchmarks/kills.py                     20 kills, seed 0
     python benchmarks/kills.py --kills 4 --seed 1
 
-A small Mask R-CNN (`tests/tiny.py`) trains on generated images, twice: left alone, and with `kill -9` at random moments:
-of a worker, of the chief, of both; of the chief while it writes a checkpoint; of either during an evaluation. Both workers run
-under `mrcnn train --max-restarts`, over the loopback interface, and nothing else starts them again. Prints a JSON line for
-each kill and one at the end; its exit status is 1 unless all weights, metrics and averages are equal bit for bit.
+A small Mask R-CNN (`tests/tiny.py`) trains on generated images, twice: left alone, and with `kill -9` at random
+moments: of a worker, of the chief, of both; of the chief while it writes a checkpoint; of either during an evaluation.
+Both workers run under `mrcnn train --max-restarts`, over the loopback interface, and nothing else starts them again.
+Prints a JSON line for each kill and one at the end; its exit status is 1 unless all weights, averages and metrics are
+equal bit for bit.
 """
 
 from __future__ import annotations
@@ -20,12 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import h5py
 import numpy as np
 import yaml
 
@@ -113,14 +116,11 @@ class Training:
             os.kill(pid, signal.SIGKILL)
 
     def arrays(self) -> list[np.ndarray]:
-        """All weights of `model.keras` and of the last checkpoint, with its optimiser's."""
-        import h5py
+        """All weights of the final, the best and the last model, the last with its optimiser's variables."""
 
         out: list[np.ndarray] = []
         newest = sorted((self.run / "checkpoints").glob("step_*.keras"))[-1]
         for path in (self.run / "model.keras", newest, self.run / "checkpoints" / "best.keras"):
-            import zipfile
-
             with zipfile.ZipFile(path) as archive, archive.open("model.weights.h5") as file:
                 h5py.File(file).visititems(
                     lambda _, item: out.append(item[()]) if isinstance(item, h5py.Dataset) else None
@@ -174,12 +174,13 @@ def main() -> int:
     )
     parser.add_argument("--kills", type=int, default=20, help="how many")
     parser.add_argument(
-        "--steps", type=int, default=120, help="of the training; it must last for all of them"
+        "--steps", type=int, default=400, help="of the training; it must last for all of them"
     )
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
-        times, trainings = [], []
+        times: list[int] = []
+        trainings: list[Training] = []
         for title, kills in (("alone", 0), ("disturbed", options.kills)):
             began = time.monotonic()
             training = Training(Path(name) / title, options.steps)

@@ -68,45 +68,25 @@ class Checkpoints:
             self.path(old).unlink()
         return path
 
-    def restore(
-        self, model: keras.Model, here: TrainingState, *, writes: bool = True
-    ) -> TrainingState | None:
-        """Puts the newest readable checkpoint into a compiled model, optimiser state included.
+    def newest(self, *, writes: bool = True) -> int | None:
+        """The step of the newest checkpoint that can be read; None if the folder has none.
 
         A damaged file is named and passed over; its name becomes `step_N.keras.damaged`.
 
         Args:
-            model: built, with its optimiser.
-            here: the state at the start of the run that is to go on; the checkpoint must be of the same model.
             writes: false if another process renames damaged files.
 
-        Returns:
-            The checkpoint's state; None if the folder has no checkpoint.
-
         Raises:
-            ValueError: all checkpoints are damaged, or the newest good one is of another model or version; nothing
-                was changed.
+            ValueError: all are damaged.
         """
         for step in reversed(self.steps()):
             path = self.path(step)
-            if not intact(path):
-                aside = path.with_name(f"{path.name}.damaged")
-                print(
-                    f"{path}: damaged, now {aside.name}; going back to the checkpoint before it", flush=True
-                )
-                if writes:
-                    os.replace(path, aside)
-                continue
-            there = read_state(path)
-            for note in there.compare(here, path):
-                print(f"note       {note}")
-            try:
-                model.load_weights(path)
-            except Exception as error:
-                raise ValueError(
-                    f"{path}: cannot be read ({error}); it was made with {there.made_with()}"
-                ) from error
-            return there
+            if intact(path):
+                return step
+            aside = path.with_name(f"{path.name}.damaged")
+            print(f"{path}: damaged, now {aside.name}; going back to the checkpoint before it", flush=True)
+            if writes:
+                os.replace(path, aside)
         damaged = sorted(p.name for p in self.folder.glob("*.damaged"))
         if damaged:
             raise ValueError(
@@ -114,6 +94,32 @@ class Checkpoints:
                 "or start without --resume"
             )
         return None
+
+    def restore(self, model: keras.Model, step: int, here: TrainingState) -> TrainingState:
+        """Puts the checkpoint of a step into a compiled model, optimiser state included.
+
+        Args:
+            model: built, with its optimiser.
+            step: of an intact checkpoint, see `newest`.
+            here: the state at the start of the run that is to go on.
+
+        Returns:
+            The checkpoint's state. What differs from this run but lets it go on is printed.
+
+        Raises:
+            ValueError: it is of another model or version; nothing was changed.
+        """
+        path = self.path(step)
+        there = read_state(path)
+        for note in there.compare(here, path):
+            print(f"note       {note}")
+        try:
+            model.load_weights(path)
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise ValueError(
+                f"{path}: cannot be read ({error}); it was made with {there.made_with()}"
+            ) from error
+        return there
 
 
 def intact(path: Path) -> bool:

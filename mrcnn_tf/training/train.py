@@ -166,19 +166,11 @@ def _train_in(
         model.compile(optimizer=optimizer, jit_compile=False)
         model.clip_norm = settings.clip_norm
         state = state_at_start(config, model, train_set.image_ids)
-        if resume:
-            with chief_first(strategy):
-                restored = checkpoints.restore(model, state, writes=chief)
-            if restored is None:
-                print(f"{folder}: has no checkpoint to go on from; training begins at step 0", flush=True)
-            else:
-                state = replace(
-                    state, step=restored.step, best=restored.best, validations=restored.validations
-                )
-        start = state.step
-        must_agree(
-            strategy, start, f"{checkpoints.folder}: the workers do not see the same newest checkpoint"
-        )
+        start = newest_step(strategy, checkpoints) if resume else 0
+        if start:
+            # All workers at once: what a variable gets, TensorFlow takes from the chief.
+            before = checkpoints.restore(model, start, state)
+            state = replace(state, step=start, best=before.best, validations=before.validations)
         if not start:
             if source is not None and not source.exists():
                 raise FileNotFoundError(f"init_from: {source}: no such model file")
@@ -372,6 +364,16 @@ def order_of(config: Config) -> dict[str, Any]:
         "aspect_grouping": config.data.aspect_grouping,
         "seed": config.seed,
     }
+
+
+def newest_step(strategy: tf.distribute.Strategy, checkpoints: Checkpoints) -> int:
+    """Of the checkpoint that all workers go on from; 0 if there is none, which is said."""
+    with chief_first(strategy):
+        step = checkpoints.newest(writes=is_chief(strategy)) or 0
+    must_agree(strategy, step, f"{checkpoints.folder}: the workers do not see the same newest checkpoint")
+    if not step:
+        print(f"{checkpoints.folder}: has no checkpoint to go on from; training begins at step 0", flush=True)
+    return step
 
 
 def unrelated(folder: Path) -> bool:

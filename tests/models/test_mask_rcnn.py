@@ -202,8 +202,13 @@ def test_box_cost_uses_the_weights():
 @pytest.mark.parametrize(
     "settings",
     [
-        {"class_loss": "sigmoid_focal", "rpn_class_loss": "sigmoid_focal", "mask_loss": "dice"},
-        {"box_loss": "giou", "rpn_box_loss": "iou"},
+        {
+            "class_loss": "sigmoid_focal",
+            "rpn_class_loss": "sigmoid_focal",
+            "mask_loss": "dice",
+            "box_loss": "giou",
+            "rpn_box_loss": "iou",
+        },
         {"box_loss": "l1", "rpn_box_loss": "smooth_l1", "proposal_source": "truth", "min_proposals": 5},
     ],
 )

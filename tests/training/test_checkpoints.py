@@ -31,8 +31,8 @@ def state(model, step=0, values=None, **changes):
     return replace(state_at_start(tiny(**(values or {})), model, [3, 1, 2]), step=step, **changes)
 
 
-def restored(checkpoints, model, **values):
-    return checkpoints.restore(model, state(model, **values))
+def restored(checkpoints, model):
+    return checkpoints.restore(model, checkpoints.newest(), state(model))
 
 
 def test_restore_has_everything(tmp_path):
@@ -81,9 +81,8 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path, capsys, damage):
     newest.write_bytes(bad)
     assert not intact(newest)
     model = small(0.0)
-    here = state(model)
-    assert checkpoints.restore(model, here, writes=False).step == 10 and newest.exists()
-    assert checkpoints.restore(model, here).step == 10
+    assert checkpoints.newest(writes=False) == 10 and newest.exists()
+    assert restored(checkpoints, model).step == 10
     assert model.weights[0].numpy()[0, 0] == 1.0
     assert "step_0000020.keras: damaged, now step_0000020.keras.damaged" in capsys.readouterr().out
     # It neither counts as one of those to keep nor is it overwritten.
@@ -93,7 +92,7 @@ def test_a_damaged_checkpoint_is_passed_over_and_kept(tmp_path, capsys, damage):
 
 
 def test_nothing_to_go_on_from(tmp_path):
-    assert restored(Checkpoints(tmp_path / "none"), small()) is None
+    assert Checkpoints(tmp_path / "none").newest() is None
     checkpoints = Checkpoints(tmp_path)
     path = checkpoints.save(small(), state(small(), 10))
     path.write_bytes(cut(path.read_bytes()))
@@ -101,7 +100,7 @@ def test_nothing_to_go_on_from(tmp_path):
         with pytest.raises(
             ValueError, match=r"no good checkpoint is left, only step_0000010\.keras\.damaged; put a copy"
         ):
-            restored(checkpoints, small())
+            checkpoints.newest()
 
 
 @pytest.mark.parametrize(
@@ -125,7 +124,7 @@ def test_a_checkpoint_of_another_model(tmp_path, values, changes, message):
     path = checkpoints.save(small(1.0), state(small(), 10))
     before, model = path.read_bytes(), small(0.5)
     with pytest.raises(ValueError, match=re.escape(message)) as error:
-        checkpoints.restore(model, replace(state(model, 0, values), **changes))
+        checkpoints.restore(model, 10, replace(state(model, 0, values), **changes))
     assert str(error.value).startswith(str(path)) and "init_from" in str(error.value)
     assert path.read_bytes() == before and model.weights[0].numpy()[0, 0] == 0.5
 
@@ -135,7 +134,7 @@ def test_other_settings_images_and_versions_are_told(tmp_path, capsys):
     checkpoints.save(small(1.0), state(small(), 10, versions={**versions(), "keras": "3.11.0"}))
     model = small()
     here = replace(state(model, 0, {"train__learning_rate": 0.5}), images=5)
-    assert checkpoints.restore(model, here).step == 10
+    assert checkpoints.restore(model, 10, here).step == 10
     out = capsys.readouterr().out
     assert "going on with other settings than before: train.learning_rate: 0.01 there, 0.5 here" in out
     assert "going on with other training images than before" in out

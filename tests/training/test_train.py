@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -17,10 +18,11 @@ import tensorflow as tf
 import mrcnn_tf
 from mrcnn_tf.config import ConfigError, load_config, make_config
 from mrcnn_tf.training.callbacks import NotFinite, read_rows
+from mrcnn_tf.training.checkpoints import save_aside
 from mrcnn_tf.training.distribution import make_strategy, nobody_else
 from mrcnn_tf.training.state import read_state
-from mrcnn_tf.training.train import train, unrelated
-from tests.tiny import CONFIG
+from mrcnn_tf.training.train import move_aside, train, unrelated
+from tests.tiny import CONFIG, make_model
 
 REFINING = {"refining_samples": 8, "refined_boxes": 20}
 ROOT = Path(__file__).resolve().parents[2]
@@ -89,9 +91,16 @@ def test_a_run_leaves_what_the_readme_promises(here):
     )
     card = json.loads((run.saved_model / "assets.extra/model_card.json").read_text())
     assert card["metrics"] == metrics and card["config"]["name"] == "tiny"
-    # A second run moves the first aside.
-    again = train(tiny(train__steps=2))
-    assert (here / "runs/tiny.1/model.keras").exists() and again.saved_model is None
+
+
+def test_an_earlier_run_is_moved_aside(here, capsys):
+    for number in (1, 2):
+        Path("runs/a").mkdir(parents=True)
+        move_aside(Path("runs/a"))  # nothing is in it
+        (Path("runs/a") / "model.keras").write_text(str(number))
+        move_aside(Path("runs/a"))
+        assert f"the earlier run in runs/a is now in runs/a.{number}" in capsys.readouterr().out
+        assert Path(f"runs/a.{number}/model.keras").read_text() == str(number)
 
 
 class Interrupt(keras.callbacks.Callback):
@@ -190,7 +199,10 @@ def test_two_trainings_in_one_folder_and_what_there_is_to_go_on_from(here, capsy
         Path(left).touch()  # by one that was killed while it wrote
     Path("runs/tiny/history.csv").write_text("step,loss\n1,0.5\n2,0.")
     assert train(config, resume=True).finished
-    assert "runs/tiny: has no checkpoint to go on from; training begins at step 0" in capsys.readouterr().out
+    assert (
+        "runs/tiny/checkpoints: has no checkpoint to go on from; training begins at step 0"
+        in capsys.readouterr().out
+    )
     assert not Path("runs/tiny.1").exists() and not list(Path("runs").rglob(".*"))
     assert [r["step"] for r in read_rows(Path("runs/tiny/history.csv"))] == [1, 2]
     other = tiny(evaluation__every=0, train__steps=2, model__fpn__channels=24)
@@ -218,26 +230,27 @@ REPLICAS = """
 import sys, numpy as np, tensorflow as tf
 cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
-from tests.training.test_train import tiny
+from tests.training.test_train import REFINING, tiny
 from mrcnn_tf.training.train import train
-devices, precision, refining, out = int(sys.argv[1]), sys.argv[2], eval(sys.argv[3]), sys.argv[4]
-run = train(tiny(name=f"r{devices}", precision=precision, model__refining=refining,
-                 train__devices=devices, train__batch_size=4, train__steps=3,
-                 train__clip_norm=0.5, evaluation__every=0))
-np.savez(out, *run.model.get_weights())
+for devices in eval(sys.argv[1]):
+    run = train(tiny(name=f"r{devices}", precision=sys.argv[2], model__refining=REFINING,
+                     train__devices=devices, train__batch_size=4, train__steps=3,
+                     train__clip_norm=0.5, evaluation__every=0))
+    np.savez(f"w{devices}.npz", *run.model.get_weights())
 """
 
 
-@pytest.mark.parametrize(
-    "precision,refining", [("float32", None), ("float32", REFINING), ("mixed_float16", REFINING)]
-)
-def test_two_replicas_are_one(here, precision, refining):
+@pytest.mark.parametrize("precision", ["float32", "mixed_float16"])
+def test_two_replicas_are_one(here, precision):
     """Two replicas with two images each, against one with four: the same weights after three steps."""
-    for devices in (1, 2):
-        command = [sys.executable, "-c", REPLICAS, str(devices), precision, str(refining)]
-        command.append(str(here / f"w{devices}.npz"))
-        done = subprocess.run(command, cwd=here, env=environment(), capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr[-2000:]
+    done = subprocess.run(
+        [sys.executable, "-c", REPLICAS, "(1, 2)", precision],
+        cwd=here,
+        env=environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
     one, two = np.load("w1.npz"), np.load("w2.npz")
     for name in one.files:
         difference = np.abs(two[name] - one[name])
@@ -248,8 +261,6 @@ def test_two_replicas_are_one(here, precision, refining):
 
 
 def environment():
-    import os
-
     return {**os.environ, "PYTHONPATH": str(ROOT), "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
@@ -264,7 +275,7 @@ def test_more_devices_than_there_are():
 def test_batch_that_is_not_divisible(here):
     code = REPLICAS.replace("train__batch_size=4", "train__batch_size=3")
     done = subprocess.run(
-        [sys.executable, "-c", code, "2", "float32", "None", "x.npz"],
+        [sys.executable, "-c", code, "[2]", "float32"],
         env=environment(),
         capture_output=True,
         text=True,
@@ -284,9 +295,11 @@ def test_loss_that_is_not_finite(here):
 
 
 def test_init_from(here, capsys):
-    first = train(tiny(name="a", train__steps=2, evaluation__every=0))
+    keras.utils.set_random_seed(4)
+    first = make_model()
+    save_aside(first, Path("runs/a/model.keras"))
     second = train(tiny(name="b", init_from="runs/a/model.keras", train__steps=2, train__learning_rate=1e-12))
-    for a, b in zip(first.model.trainable_weights, second.model.trainable_weights, strict=True):
+    for a, b in zip(first.trainable_weights, second.model.trainable_weights, strict=True):
         np.testing.assert_allclose(a, b, atol=1e-8)
     with pytest.raises(ConfigError, match="another architecture"):
         train(tiny(name="c", init_from="runs/a/model.keras", model__fpn__channels=24))
@@ -303,8 +316,8 @@ def test_init_from(here, capsys):
     )
     printed = capsys.readouterr().out
     assert "2 kept: " in printed and "0 new" in printed and "4 left out: ellipse, square" in printed
-    rows = [first.model.class_names.index(name) for name in third.model.class_names]
-    theirs, ours = (np.array(run.model.mask_head.kernel) for run in (first, third))
+    rows = [first.class_names.index(name) for name in third.model.class_names]
+    theirs, ours = (np.array(model.mask_head.kernel) for model in (first, third.model))
     np.testing.assert_allclose(ours, theirs[rows], atol=1e-8)
 
 

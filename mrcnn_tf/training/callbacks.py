@@ -158,10 +158,6 @@ class Progress(StepCallback):
         """The clock goes on."""
         self.since += time.perf_counter() - self.paused
 
-    def on_train_end(self, logs: dict | None = None) -> None:
-        """Ends the bar's line."""
-        self.bar.close()
-
 
 class TensorBoard(StepCallback):
     """Losses, learning rate, proposal recall and positives per image for TensorBoard.

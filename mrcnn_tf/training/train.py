@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import zlib
@@ -222,7 +223,7 @@ def _train_in(
     mine = [guard, progress, board, validate, save]
     if start < settings.steps:
         model.train_function = train_function(strategy, model)
-        with stop, sums_in_order():
+        with stop, sums_in_order(), contextlib.closing(progress.bar):
             if validate is not None:
                 validate.set_model(model)
                 validate.after(start, {})  # if training was stopped in it

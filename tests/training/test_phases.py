@@ -37,9 +37,23 @@ def configs(tmp_path, monkeypatch):
     return folder
 
 
-def test_both_phases_in_one_call(configs):
+def test_both_phases_of_a_training_that_was_broken_off_in_the_first(configs, monkeypatch):
     config = load_config(configs / "second.yaml", ["data.flip=false"])
-    run = train(config)
+    fit = MaskRefiningRCNN.__mro__[1].fit
+    calls = []
+
+    def interrupted(model, *args, callbacks, **kwargs):
+        calls.append(type(model).__name__)
+        return fit(model, *args, callbacks=callbacks + ([Interrupt(0)] if len(calls) == 1 else []), **kwargs)
+
+    monkeypatch.setattr(MaskRefiningRCNN.__mro__[1], "fit", interrupted)
+    stopped = train(config)
+    assert not stopped.finished and stopped.folder == Path("out/first/s3")
+    run = train(config, resume=True)
+    assert calls == ["MaskRCNN", "MaskRCNN", "MaskRefiningRCNN"]
+    rows = Path("out/first/s3/history.csv").read_text().splitlines()
+    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
+
     assert run.finished and isinstance(run.model, MaskRefiningRCNN)
     # The first phase lies beside the second, and has its seed and data.
     before = load_config("out/first/s3/config.yaml")
@@ -56,24 +70,6 @@ def test_both_phases_in_one_call(configs):
     metrics = json.loads(Path("out/second/s3/metrics.json").read_text())
     assert metrics["bbox/AP"] >= 0
     assert load_config("out/second/s3/config.yaml") == config
-
-
-def test_a_phase_that_was_broken_off_is_resumed(configs, monkeypatch):
-    config = load_config(configs / "second.yaml")
-    fit = MaskRefiningRCNN.__mro__[1].fit
-    calls = []
-
-    def interrupted(model, *args, callbacks, **kwargs):
-        calls.append(type(model).__name__)
-        return fit(model, *args, callbacks=callbacks + ([Interrupt(0)] if len(calls) == 1 else []), **kwargs)
-
-    monkeypatch.setattr(MaskRefiningRCNN.__mro__[1], "fit", interrupted)
-    stopped = train(config)
-    assert not stopped.finished and stopped.folder == Path("out/first/s3")
-    assert train(config, resume=True).finished
-    assert calls == ["MaskRCNN", "MaskRCNN", "MaskRefiningRCNN"]
-    rows = Path("out/first/s3/history.csv").read_text().splitlines()
-    assert [row.split(",")[0] for row in rows[1:]] == ["1", "2"]
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,8 @@
     python benchmarks/kills.py --kills 4 --seed 1
 
 A small Mask R-CNN (`tests/tiny.py`) trains on generated images, twice: left alone, and with `kill -9` at random
-moments: of a worker, of the chief, of both; of the chief while it writes a checkpoint; of either during an evaluation.
+moments: of a worker, of the chief, of both; of the chief while it writes a checkpoint; of either
+during an evaluation; and of either, the last time, when training is over and the chief evaluates and draws.
 Both workers run under `mrcnn train --max-restarts`, over the loopback interface, and nothing else starts them again.
 Prints a JSON line for each kill and one at the end; its exit status is 1 unless all weights, averages and metrics are
 equal bit for bit.
@@ -142,12 +143,15 @@ def disturb(training: Training, kills: int, rng: random.Random) -> int:
     """Kills as often, if training lasts that long; how often it was."""
     done, began = 0, time.monotonic()
     while done < kills and not training.ended():
-        where = WHERE[done % len(WHERE)]
+        where = "finishing" if done == kills - 1 else WHERE[done % len(WHERE)]
         victims = {"chief": [0], "worker": [1], "both": [0, 1], "writing": [0]}.get(where) or [
             rng.randrange(2)
         ]
         if where == "writing":
             happened = wait_for(training, training.writing)
+        elif where == "finishing":
+            happened = wait_for(training, (training.run / "model.keras").exists)
+            time.sleep(rng.uniform(0, 1))
         elif where == "evaluating":
             before = training.evaluations()
             happened = wait_for(training, lambda before=before: training.evaluations() > before)

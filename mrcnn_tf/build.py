@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import keras
 import tensorflow as tf
 
 from mrcnn_tf.config import ConfigError
@@ -23,7 +22,6 @@ from mrcnn_tf.layers.rpn import RPN
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.models.mask_refining_rcnn import MaskRefiningRCNN
 from mrcnn_tf.schema import Config, DataSource
-from mrcnn_tf.training.optimizers import Schedule, make_optimizer
 
 
 def build_model(config: Config, class_names: Sequence[str], category_ids: Sequence[int]) -> MaskRCNN:
@@ -49,31 +47,6 @@ def build_model(config: Config, class_names: Sequence[str], category_ids: Sequen
     weights = values.pop("loss_weights")
     values["loss_weights"] = {name: weights[name] for name in model.LOSSES}
     return model(list(class_names), list(category_ids), **parts, **values, name="mask_rcnn")
-
-
-def build_optimizer(config: Config, model: MaskRCNN) -> keras.optimizers.Optimizer:
-    """The optimiser of a config with its learning rate schedule, built for the model's trainable weights."""
-    settings = config.train
-    schedule = Schedule(
-        settings.learning_rate,
-        settings.schedule,
-        settings.steps,
-        settings.warmup_steps,
-        settings.warmup_factor,
-        tuple(settings.milestones),
-        settings.gamma,
-        settings.final,
-    )
-    return make_optimizer(
-        model,
-        name=settings.optimizer,
-        schedule=schedule,
-        weight_decay=settings.weight_decay,
-        momentum=settings.momentum,
-        decay_norms=settings.decay_norms,
-        decay_biases=settings.decay_biases,
-        ema=settings.ema,
-    )
 
 
 def build_datasets(config: Config) -> tuple[CocoDataset, CocoDataset | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from pathlib import Path
 
@@ -51,11 +52,15 @@ def run(options: argparse.Namespace) -> int:
     from mrcnn_tf.training.distribution import WorkerLost
     from mrcnn_tf.training.train import train
 
+    # Until training itself takes it over: the first process of a container would not be ended by it otherwise.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         return 0 if train(config, resume=options.resume).finished else 130
     except WorkerLost as error:
         print(f"error: {error}", file=sys.stderr)
         return LOST
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def default_config() -> Path:

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from mrcnn_tf.build import build_model, build_optimizer, open_dataset
+from mrcnn_tf.build import build_model, open_dataset
 from mrcnn_tf.data.scene import SHAPE_CLASSES
 from mrcnn_tf.models.mask_rcnn import MaskRCNN
 from mrcnn_tf.planning import work
@@ -22,6 +22,7 @@ from mrcnn_tf.planning.scaling import Link, expected, fitted_link, per_device, s
 from mrcnn_tf.schema import Config
 from mrcnn_tf.training.cluster import cluster_from
 from mrcnn_tf.training.distribution import make_strategy
+from mrcnn_tf.training.optimizers import build_optimizer
 
 
 def plan(

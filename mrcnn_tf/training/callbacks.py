@@ -6,7 +6,7 @@ import csv
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import tensorflow as tf
 from tqdm import tqdm
 
+from mrcnn_tf.files import written_aside
 from mrcnn_tf.training.checkpoints import Checkpoints, save_aside
 from mrcnn_tf.training.state import TrainingState
 
@@ -95,8 +96,7 @@ class Progress(StepCallback):
         """Starts the file anew with the rows that still hold."""
         if not self.path:
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("w", newline="") as file:
+        with written_aside(self.path) as aside, aside.open("w", newline="") as file:
             if self.rows:
                 writer = csv.DictWriter(file, self.columns)
                 writer.writeheader()
@@ -347,13 +347,16 @@ def averaged(model: keras.Model) -> Iterator[None]:
 
 
 def read_rows(path: Path) -> list[dict[str, float]]:
-    """The whole rows of a `history.csv`; none if there is no file. The last may be cut, by a kill or a full disk."""
+    """The whole rows of a `history.csv`; none if there is no file.
+
+    A kill, a full disk or a machine that went down may have cut a row, or left zeros in its place.
+    """
     if not path.exists():
         return []
-    lines = path.read_text().splitlines(keepends=True)
-    whole = [line for line in lines if line.endswith("\n")]
-    return [
-        {k: float(v) if k != "step" else int(v) for k, v in row.items()}
-        for row in csv.DictReader(whole)
-        if None not in row and None not in row.values()
-    ]
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    rows = []
+    for row in csv.DictReader(line for line in lines if line.endswith("\n") and "\0" not in line):
+        if None not in row and None not in row.values():
+            with suppress(ValueError):
+                rows.append({k: float(v) if k != "step" else int(v) for k, v in row.items()})
+    return rows

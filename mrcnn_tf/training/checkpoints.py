@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import itertools
 import os
 import re
 import zipfile
@@ -13,6 +15,8 @@ from mrcnn_tf.files import written_aside
 from mrcnn_tf.training.state import MEMBER, TrainingState, read_state
 
 NAME = re.compile(r"step_(\d+)\.keras")
+# What Keras puts into a `.keras` file.
+PARTS = {"metadata.json", "config.json", "model.weights.h5"}
 
 
 def save_aside(model: keras.Model, path: Path, state: TrainingState | None = None) -> Path:
@@ -68,26 +72,24 @@ class Checkpoints:
             self.path(old).unlink()
         return path
 
-    def newest(self, *, writes: bool = True) -> int | None:
+    def newest(self) -> int | None:
         """The step of the newest checkpoint that can be read; None if the folder has none.
 
         A damaged file is named and passed over; its name becomes `step_N.keras.damaged`.
 
-        Args:
-            writes: false if another process renames damaged files.
-
         Raises:
             ValueError: all are damaged.
+            OSError: one cannot be opened.
         """
         for step in reversed(self.steps()):
             path = self.path(step)
             if intact(path):
                 return step
-            aside = path.with_name(f"{path.name}.damaged")
+            names = (f"{path.name}.damaged{number or ''}" for number in itertools.count())
+            aside = next(p for p in map(path.with_name, names) if not p.exists())
             print(f"{path}: damaged, now {aside.name}; going back to the checkpoint before it", flush=True)
-            if writes:
-                os.replace(path, aside)
-        damaged = sorted(p.name for p in self.folder.glob("*.damaged"))
+            os.rename(path, aside)
+        damaged = sorted(p.name for p in self.folder.glob("*.damaged*"))
         if damaged:
             raise ValueError(
                 f"{self.folder}: no good checkpoint is left, only {', '.join(damaged)}; put a copy of one there, "
@@ -123,11 +125,22 @@ class Checkpoints:
 
 
 def intact(path: Path) -> bool:
-    """Whether every part of a `.keras` file, a zip archive, has its checksum."""
+    """Whether all parts of a `.keras` file, a zip archive, are there and have their checksums.
+
+    Raises:
+        OSError: there is such a file, but it cannot be opened or read; names it.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except (zipfile.BadZipFile, OSError, EOFError):
+            return archive.testzip() is None and set(archive.namelist()) >= PARTS
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # a damaged archive that sends the reader before its beginning
+            return False
+        raise OSError(f"{path}: cannot be read ({error})") from error
+    except Exception:
+        # Depending on the bit, zipfile speaks of encryption, of other compressions, of values out of range.
         return False
 
 

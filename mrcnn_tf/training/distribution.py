@@ -27,6 +27,15 @@ from mrcnn_tf.files import written_aside
 from mrcnn_tf.schema import Config
 from mrcnn_tf.training.cluster import Cluster, cluster_from, port_is_free
 
+# What TensorFlow raises when a worker is no more, or is another one than before.
+GONE = (
+    tf.errors.UnavailableError,
+    tf.errors.AbortedError,
+    tf.errors.CancelledError,
+    tf.errors.FailedPreconditionError,
+    tf.errors.InternalError,
+    tf.errors.DeadlineExceededError,
+)
 PATIENCE = (
     30.0  # seconds until a file that another worker has written must be seen; network file systems cache
 )
@@ -43,6 +52,7 @@ def make_strategy(devices: str | int) -> tf.distribute.Strategy:
 
     Raises:
         ConfigError: there are not that many devices, or what `cluster_from` and `port_is_free` raise.
+        WorkerLost: another worker has gone while all of them were waited for.
     """
     cluster = cluster_from(os.environ)
     if cluster is not None:
@@ -75,15 +85,17 @@ def _connected(cluster: Cluster, devices: str | int) -> tf.distribute.Strategy:
         "of them",
         flush=True,
     )
-    return tf.distribute.MultiWorkerMirroredStrategy(
-        cluster_resolver=tf.distribute.cluster_resolver.SimpleClusterResolver(
-            tf.train.ClusterSpec(cluster.spec()),
-            task_type=cluster.job,
-            task_id=cluster.task,
-            rpc_layer="grpc",
-            num_accelerators={"GPU": len(gpus)},
-        )
+    resolver = tf.distribute.cluster_resolver.SimpleClusterResolver(
+        tf.train.ClusterSpec(cluster.spec()),
+        task_type=cluster.job,
+        task_id=cluster.task,
+        rpc_layer="grpc",
+        num_accelerators={"GPU": len(gpus)},
     )
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+    except GONE as error:
+        raise worker_lost(error, cluster.number, len(cluster.addresses)) from error
 
 
 def workers(strategy: tf.distribute.Strategy) -> int:
@@ -163,10 +175,12 @@ def chief_first(strategy: tf.distribute.Strategy) -> Iterator[None]:
 
 
 def leave_together(strategy: tf.distribute.Strategy) -> None:
-    """Waits for all workers at the end: one that leaves while the chief still writes would look like one that died.
+    """Waits until all workers are done, the chief's last file included: before that, one that has gone is lost.
 
-    By then all is done, so one that has gone, perhaps in the very moment of this exchange, is no error of this worker.
+    A worker that has ended well is not started again, and the others could not go on without it. The second exchange is
+    for those who are still in the first when others leave; by then nothing can be lost any more.
     """
+    gathered(strategy, 0)
     with contextlib.suppress(tf.errors.OpError):
         gathered(strategy, 0)
 
@@ -194,22 +208,19 @@ def lost_workers_explained(strategy: tf.distribute.Strategy) -> Iterator[None]:
     """
     try:
         yield
-    except (
-        tf.errors.UnavailableError,
-        tf.errors.AbortedError,
-        tf.errors.CancelledError,
-        tf.errors.FailedPreconditionError,
-        tf.errors.InternalError,
-        tf.errors.DeadlineExceededError,
-    ) as error:
+    except GONE as error:
         if workers(strategy) == 1:
             raise
-        named = sorted(set(re.findall(r"/replica:\d+/task:(\d+)", str(error.message))))
-        gone = f"task {', '.join(named)} has" if named else "another one has"
-        raise WorkerLost(
-            f"worker {worker(strategy)} of {workers(strategy)}: {gone} gone; see what it said, then start all of them "
-            "again with --resume"
-        ) from error
+        raise worker_lost(error, worker(strategy), workers(strategy)) from error
+
+
+def worker_lost(error: tf.errors.OpError, number: int, count: int) -> WorkerLost:
+    """What worker `number` of `count` says of an error that another one has caused."""
+    named = sorted(set(re.findall(r"/replica:\d+/task:(\d+)", str(error.message))))
+    gone = f"task {', '.join(named)} has" if named else "another one has"
+    return WorkerLost(
+        f"worker {number} of {count}: {gone} gone; see what it said, then start all of them again with --resume"
+    )
 
 
 # ---------------------------------------------------------------------- files
@@ -249,11 +260,11 @@ def check_shared(strategy: tf.distribute.Strategy, folder: Path) -> None:
     """
     if workers(strategy) == 1:
         return
-    mark = folder / f".seen_{from_chief(strategy, lambda: secrets.randbits(40)):010x}"
+    mark = folder / f".{from_chief(strategy, lambda: secrets.randbits(40)):010x}.partial.seen"
     if is_chief(strategy):
         mark.touch()
     gathered(strategy, 0)
-    seen = gathered(strategy, _appears(mark))
+    seen = gathered(strategy, appears(mark))
     if is_chief(strategy):
         mark.unlink()
     blind = [str(number) for number, sees in enumerate(seen) if not sees]
@@ -281,7 +292,7 @@ def handed_to_chief(strategy: tf.distribute.Strategy, folder: Path, value: Any) 
         return None
     values = [value]
     for path in paths[1:]:
-        if not _appears(path):
+        if not appears(path):
             raise OSError(f"{path}: was written by a worker, but cannot be seen here")
         with path.open("rb") as file:
             values.append(pickle.load(file))
@@ -289,7 +300,7 @@ def handed_to_chief(strategy: tf.distribute.Strategy, folder: Path, value: Any) 
     return values
 
 
-def _appears(path: Path) -> bool:
+def appears(path: Path) -> bool:
     """Whether a file is there within `PATIENCE`."""
     end = time.monotonic() + PATIENCE
     while not path.exists():

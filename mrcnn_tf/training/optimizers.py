@@ -7,6 +7,8 @@ import math
 import keras
 import tensorflow as tf
 
+from mrcnn_tf.schema import Config
+
 SCHEDULES = ("constant", "step", "cosine")
 
 
@@ -134,3 +136,28 @@ def make_optimizer(
     # Before the first traced step: under a distribution strategy variables cannot be made inside it.
     optimizer.build(model.trainable_weights)
     return optimizer
+
+
+def build_optimizer(config: Config, model: keras.Model) -> keras.optimizers.Optimizer:
+    """The optimiser of a config with its learning rate schedule, built for the model's trainable weights."""
+    settings = config.train
+    schedule = Schedule(
+        settings.learning_rate,
+        settings.schedule,
+        settings.steps,
+        settings.warmup_steps,
+        settings.warmup_factor,
+        tuple(settings.milestones),
+        settings.gamma,
+        settings.final,
+    )
+    return make_optimizer(
+        model,
+        name=settings.optimizer,
+        schedule=schedule,
+        weight_decay=settings.weight_decay,
+        momentum=settings.momentum,
+        decay_norms=settings.decay_norms,
+        decay_biases=settings.decay_biases,
+        ema=settings.ema,
+    )

@@ -37,7 +37,10 @@ def phase_state(config: Config, path: str) -> int:
     unlike = ["there is none yet"]
     if (folder / "config.yaml").exists():
         unlike = [d for d in differences(load_config(folder / "config.yaml"), config) if decides_weights(d)]
-    if not unlike and (folder / "model.keras").exists():
+    evaluated = (folder / "metrics.json").exists() or not (
+        config.data.generated or config.data.val.annotations
+    )
+    if not unlike and evaluated and (folder / "model.keras").exists():
         print(f"starting from {folder / 'model.keras'}, trained before with {path}")
         return FINISHED
     print(f"first {path}, to start from" + (f" ({'; '.join(unlike[:3])})" if unlike else ""), flush=True)

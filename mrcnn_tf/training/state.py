@@ -27,7 +27,7 @@ MEMBER = "training.json"
 
 
 def versions() -> dict[str, str]:
-    """Of everything that decides the last bit."""
+    """Of what decides the last bits of a training."""
     return {
         "mrcnn_tf": mrcnn_tf.__version__,
         "tensorflow": tf.__version__,
@@ -110,12 +110,17 @@ class TrainingState:
         return notes
 
 
+def checksum(image_ids: Sequence[int]) -> int:
+    """Of ids in their order."""
+    return zlib.crc32(np.asarray(image_ids, np.int64).tobytes())
+
+
 def state_at_start(config: Config, model: MaskRCNN, image_ids: Sequence[int]) -> TrainingState:
     """That of a compiled model before its first step."""
     return TrainingState(
         config=yaml.safe_load(dump_config(config)),
         class_names=list(model.class_names),
-        images=zlib.crc32(np.asarray(image_ids, np.int64).tobytes()),
+        images=checksum(image_ids),
         shapes=[list(v.shape) for v in (*model.variables, *model.optimizer.variables)],
     )
 

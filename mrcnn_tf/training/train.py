@@ -11,11 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from mrcnn_tf import visualize
-from mrcnn_tf.build import build_batches, build_datasets, build_model, build_optimizer
+from mrcnn_tf.build import build_batches, build_datasets, build_model
 from mrcnn_tf.config import CONFIG_ENDINGS, ConfigError, dump_config
 from mrcnn_tf.data.coco import CocoDataset
 from mrcnn_tf.data.pipeline import step_image_ids
@@ -40,6 +39,7 @@ from mrcnn_tf.training.callbacks import (
 from mrcnn_tf.training.checkpoints import Checkpoints, load_model, save_aside
 from mrcnn_tf.training.distribution import (
     anywhere,
+    appears,
     check_shared,
     check_split,
     chief_first,
@@ -59,10 +59,11 @@ from mrcnn_tf.training.distribution import (
     workers,
 )
 from mrcnn_tf.training.initialise import initialise
+from mrcnn_tf.training.optimizers import build_optimizer
 from mrcnn_tf.training.phases import FINISHED, NOT_BEGUN, phase_config, phase_state
 from mrcnn_tf.training.pictures import draw_comparison, draw_sheet
 from mrcnn_tf.training.repeatable import sums_in_order
-from mrcnn_tf.training.state import TrainingState, state_at_start
+from mrcnn_tf.training.state import TrainingState, checksum, state_at_start
 from mrcnn_tf.training.summary import summary
 
 
@@ -128,13 +129,24 @@ def _train(
             stopped = run_phase(phase, str(config.init_from), strategy)
             if stopped is not None:
                 return stopped
+    keras.utils.set_random_seed(config.seed)
+    keras.config.set_dtype_policy(config.precision)
+    if config.train.deterministic:
+        tf.config.experimental.enable_op_determinism()
+    with chief_first(strategy):
+        sets = build_datasets(config)
+    must_agree(
+        strategy, fingerprint(config, sets[0]), "the workers' configs or training sets are not the same"
+    )
+    if source is not None and not resume and not source.exists():
+        raise FileNotFoundError(f"init_from: {source}: no such model file")
     if not is_chief(strategy):
-        return _train_in(config, strategy, resume, source, callbacks)
+        return _train_in(config, strategy, resume, source, *sets, callbacks)
     with nobody_else(config.run_folder):
         if not resume or unrelated(config.run_folder):
             move_aside(config.run_folder)
     with nobody_else(config.run_folder):  # a new one, if the old one was moved
-        return _train_in(config, strategy, resume, source, callbacks)
+        return _train_in(config, strategy, resume, source, *sets, callbacks)
 
 
 def _train_in(
@@ -142,19 +154,12 @@ def _train_in(
     strategy: tf.distribute.Strategy,
     resume: bool,
     source: Path | None,
+    train_set: CocoDataset,
+    val_set: CocoDataset | None,
     callbacks: list[keras.callbacks.Callback],
 ) -> Run:
     settings, folder, chief = config.train, config.run_folder, is_chief(strategy)
     checkpoints = Checkpoints(folder / "checkpoints", settings.keep_checkpoints)
-    keras.utils.set_random_seed(config.seed)
-    keras.config.set_dtype_policy(config.precision)
-    if settings.deterministic:
-        tf.config.experimental.enable_op_determinism()
-    with chief_first(strategy):
-        train_set, val_set = build_datasets(config)
-    must_agree(
-        strategy, fingerprint(config, train_set), "the workers' configs or training sets are not the same"
-    )
     if chief:
         for place in (folder, checkpoints.folder):
             remove_partial(place)
@@ -173,8 +178,6 @@ def _train_in(
             before = checkpoints.restore(model, start, state)
             state = replace(state, step=start, best=before.best, validations=before.validations)
         if not start:
-            if source is not None and not source.exists():
-                raise FileNotFoundError(f"init_from: {source}: no such model file")
             initialise(model, source, config, train_set)
     if chief:
         save_text(folder / "config.yaml", dump_config(config))
@@ -227,16 +230,19 @@ def _train_in(
             if validate is not None:
                 validate.set_model(model)
                 validate.after(start, {})  # if training was stopped in it
-            model.fit(
-                split_batches(
-                    strategy, lambda slices, wanted: build_batches(config, train_set, start, slices, wanted)
-                ),
-                # One Keras epoch: a step count survives a resumption in the middle, an epoch count does not.
-                steps_per_epoch=settings.steps - start,
-                verbose=0,
-                shuffle=False,  # the data set has its own order
-                callbacks=[c for c in mine if c is not None] + callbacks,
-            )
+            save.interrupted = stop.asked()
+            if not save.interrupted:
+                model.fit(
+                    split_batches(
+                        strategy,
+                        lambda slices, wanted: build_batches(config, train_set, start, slices, wanted),
+                    ),
+                    # One Keras epoch: a step count survives a resumption in the middle, an epoch count does not.
+                    steps_per_epoch=settings.steps - start,
+                    verbose=0,
+                    shuffle=False,  # the data set has its own order
+                    callbacks=[c for c in mine if c is not None] + callbacks,
+                )
     if save.interrupted:
         print(f"stopped after step {save.step}; go on with --resume")
         return Run(folder, model, {}, None, finished=False)
@@ -279,7 +285,6 @@ def finish(
     if val_set is not None and evaluation is not None:
         metrics = evaluation.metrics
         history = [*history, {"step": config.train.steps, **metrics}]
-        save_json(folder / "metrics.json", metrics, indent=1)
         save_json(folder / "predictions.json", evaluation.results)
         sheet = None
         if evaluation.pictures:
@@ -292,6 +297,9 @@ def finish(
         print(f"{format_table(metrics)}\n\n{format_huddled(metrics)}\n")
         print(evaluation.speed_line())
     visualize.plot_history(folder, history)
+    if metrics:
+        # The last of the run's files: one that has it is finished. A model card tells of it.
+        save_json(folder / "metrics.json", metrics, indent=1)
     exported = None
     if config.export.saved_model:
         exported = export_saved_model(
@@ -341,8 +349,7 @@ def metrics_of(evaluation: EvaluationResult | None) -> dict[str, Any] | None:
 
 def fingerprint(config: Config, dataset: CocoDataset) -> int:
     """A number that differs where a training would: of the config and the order of the images."""
-    ids = np.asarray(dataset.image_ids, np.int64).tobytes()
-    return zlib.crc32(ids, zlib.crc32(dump_config(config).encode()))
+    return zlib.crc32(dump_config(config).encode(), checksum(dataset.image_ids))
 
 
 def run_phase(config: Config, path: str, strategy: tf.distribute.Strategy) -> Run | None:
@@ -369,11 +376,12 @@ def order_of(config: Config) -> dict[str, Any]:
 
 def newest_step(strategy: tf.distribute.Strategy, checkpoints: Checkpoints) -> int:
     """Of the checkpoint that all workers go on from; 0 if there is none, which is said."""
-    with chief_first(strategy):
-        step = checkpoints.newest(writes=is_chief(strategy)) or 0
-    must_agree(strategy, step, f"{checkpoints.folder}: the workers do not see the same newest checkpoint")
+    step = from_chief(strategy, lambda: checkpoints.newest() or 0)
     if not step:
         print(f"{checkpoints.folder}: has no checkpoint to go on from; training begins at step 0", flush=True)
+        return 0
+    path = checkpoints.path(step)
+    must_agree(strategy, int(appears(path)), f"{path}: does not appear on all workers")
     return step
 
 

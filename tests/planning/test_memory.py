@@ -6,10 +6,10 @@ import math
 
 import pytest
 
-from mrcnn_tf.build import build_optimizer
 from mrcnn_tf.planning import work
 from mrcnn_tf.planning.memory import count, held, in_flight, training_memory
 from mrcnn_tf.training.checkpoints import save_aside
+from mrcnn_tf.training.optimizers import build_optimizer
 from tests.planning.test_work import R50, tiny_model
 
 

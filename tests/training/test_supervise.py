@@ -83,17 +83,18 @@ def test_restarts_end(stand_in):
     assert stand_in([str(LOST)] * 5, restarts=1) == (LOST, [PLAIN] * 2)
 
 
-def test_sigterm_is_handed_on_and_ends_both(stand_in):
-    before = signal.getsignal(signal.SIGTERM)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_is_handed_on_and_ends_both(stand_in, number):
+    before = signal.getsignal(number)
 
     def send():
         while not Path("waiting").exists():
             time.sleep(0.02)
-        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), number)
 
     threading.Thread(target=send).start()
     assert stand_in(["wait with config", "0"]) == (130, [PLAIN])
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert signal.getsignal(number) is before
 
 
 def children(pid: int) -> list[int]:

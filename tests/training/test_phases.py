@@ -90,6 +90,7 @@ def test_a_finished_phase_is_trained_again_only_if_it_would_be_another_model(
     first.run_folder.mkdir(parents=True)
     (first.run_folder / "config.yaml").write_text(dump_config(first))
     (first.run_folder / "model.keras").touch()
+    (first.run_folder / "metrics.json").touch()
     calls = []
 
     def fake(config, resume=False):
@@ -104,12 +105,15 @@ def test_a_finished_phase_is_trained_again_only_if_it_would_be_another_model(
     assert (again or "starting from out/first/s3/model.keras") in out
 
 
-def test_a_phase_that_was_killed_before_its_first_checkpoint_is_gone_on_with(configs, monkeypatch):
-    """Its folder is there, a checkpoint is not: training begins at step 0, and no folder is moved aside."""
+@pytest.mark.parametrize("left", [[], ["model.keras"]])
+def test_a_phase_that_was_killed_is_gone_on_with(configs, monkeypatch, left):
+    """Before its first checkpoint (training begins at step 0, and nothing is moved aside), or while it evaluated."""
     module = sys.modules["mrcnn_tf.training.train"]
     phase = phase_config(load_config(configs / "second.yaml"))
     phase.run_folder.mkdir(parents=True)
     (phase.run_folder / "config.yaml").write_text(dump_config(phase))
+    for name in left:
+        (phase.run_folder / name).touch()
     resumed = []
 
     def fake(config, resume=False):

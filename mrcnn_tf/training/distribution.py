@@ -14,6 +14,8 @@ import os
 import pickle
 import re
 import secrets
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -93,9 +95,27 @@ def _connected(cluster: Cluster, devices: str | int) -> tf.distribute.Strategy:
         num_accelerators={"GPU": len(gpus)},
     )
     try:
-        return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
+        with _ended_by_interrupt():
+            return tf.distribute.MultiWorkerMirroredStrategy(cluster_resolver=resolver)
     except GONE as error:
         raise worker_lost(error, cluster.number, len(cluster.addresses)) from error
+
+
+@contextlib.contextmanager
+def _ended_by_interrupt() -> Iterator[None]:
+    """Within it Ctrl-C ends the process at once: TensorFlow waits where Python's handlers are not called.
+
+    TensorFlow also takes SIGTERM for itself there; afterwards it is Python's again.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    interrupt, terminate = signal.signal(signal.SIGINT, signal.SIG_DFL), signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, interrupt)
+        signal.signal(signal.SIGTERM, terminate)
 
 
 def workers(strategy: tf.distribute.Strategy) -> int:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,19 @@ def normalised(strategy: tf.distribute.Strategy, mode: str, x: np.ndarray) -> tu
         layer.build(x.shape)
     out = tf.function(lambda: strategy.run(lambda: layer(tf.constant(x), training=True)))()
     return layer, strategy.experimental_local_results(out)[0].numpy()
+
+
+def test_ctrl_c_ends_a_worker_that_waits_for_others(tmp_path):
+    code = "from mrcnn_tf.cli import main; main(['train'])"
+    (waiting,) = start(code, [tmp_path], addresses(2))
+    first = waiting.stdout.readline()  # and then TensorFlow waits
+    time.sleep(2)
+    waiting.send_signal(signal.SIGINT)
+    try:
+        assert waiting.wait(timeout=60) == -signal.SIGINT and first.startswith("worker 0 of 2")
+    finally:
+        waiting.kill()
+        waiting.communicate()
 
 
 def test_what_workers_must_agree_on_and_one_that_dies(tmp_path):

@@ -49,8 +49,8 @@ def run(options: argparse.Namespace) -> int:
         resume = ["--resume"] * options.resume
         again = ["--config", str(path), *resume, *options.overrides]
         return supervised(again, config.run_folder, options.max_restarts)
-    from mrcnn_tf.training.distribution import WorkerLost
     from mrcnn_tf.training.train import train
+    from mrcnn_tf.training.workers import WorkerLost
 
     # Until training itself takes it over: the first process of a container would not be ended by it otherwise.
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import os
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -37,27 +36,8 @@ from mrcnn_tf.training.callbacks import (
     innermost,
 )
 from mrcnn_tf.training.checkpoints import Checkpoints, load_model, save_aside
-from mrcnn_tf.training.distribution import (
-    anywhere,
-    appears,
-    check_shared,
-    check_split,
-    chief_first,
-    from_chief,
-    handed_to_chief,
-    is_chief,
-    leave_together,
-    lost_workers_explained,
-    make_strategy,
-    must_agree,
-    nobody_else,
-    only_chief_prints,
-    scaled,
-    split_batches,
-    train_function,
-    worker,
-    workers,
-)
+from mrcnn_tf.training.distribution import check_split, make_strategy, scaled, split_batches, train_function
+from mrcnn_tf.training.folder import move_aside, nobody_else, unrelated
 from mrcnn_tf.training.initialise import initialise
 from mrcnn_tf.training.optimizers import build_optimizer
 from mrcnn_tf.training.phases import FINISHED, NOT_BEGUN, phase_config, phase_state
@@ -65,6 +45,21 @@ from mrcnn_tf.training.pictures import draw_comparison, draw_sheet
 from mrcnn_tf.training.repeatable import sums_in_order
 from mrcnn_tf.training.state import TrainingState, checksum, state_at_start
 from mrcnn_tf.training.summary import summary
+from mrcnn_tf.training.workers import (
+    anywhere,
+    appears,
+    check_shared,
+    chief_first,
+    from_chief,
+    handed_to_chief,
+    is_chief,
+    leave_together,
+    lost_workers_explained,
+    must_agree,
+    only_chief_prints,
+    worker,
+    workers,
+)
 
 
 @dataclass
@@ -383,19 +378,3 @@ def newest_step(strategy: tf.distribute.Strategy, checkpoints: Checkpoints) -> i
     path = checkpoints.path(step)
     must_agree(strategy, int(appears(path)), f"{path}: does not appear on all workers")
     return step
-
-
-def unrelated(folder: Path) -> bool:
-    """Whether a folder holds a finished run without checkpoints, which no training can go on from."""
-    return (folder / "model.keras").exists() and not any((folder / "checkpoints").glob("step_*"))
-
-
-def move_aside(folder: Path) -> None:
-    """Renames the folder of an earlier run, so that nothing of it is overwritten."""
-    if not folder.exists() or not any(folder.iterdir()):
-        return
-    number = 1
-    while (aside := folder.with_name(f"{folder.name}.{number}")).exists():
-        number += 1
-    os.rename(folder, aside)
-    print(f"the earlier run in {folder} is now in {aside}")

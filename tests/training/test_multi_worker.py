@@ -20,7 +20,7 @@ import tensorflow as tf
 from mrcnn_tf.config import ConfigError
 from mrcnn_tf.layers.conv import BatchNorm
 from mrcnn_tf.schema import Config
-from mrcnn_tf.training import distribution
+from mrcnn_tf.training import distribution, workers
 from mrcnn_tf.training.callbacks import read_rows
 from mrcnn_tf.training.train import train
 from tests.training.test_train import tiny
@@ -133,8 +133,8 @@ def both(tmp_path_factory):
     """The folders of one process and of two workers that trained alike, and what the workers printed."""
     one, two = tmp_path_factory.mktemp("one"), tmp_path_factory.mktemp("two")
     code = "from tests.training.test_multi_worker import train_all; train_all({})"
-    workers = start(code.format(False), [two] * WORKERS, addresses(WORKERS))
-    said = finish(workers + start(code.format(True), [one]))
+    processes = start(code.format(False), [two] * WORKERS, addresses(WORKERS))
+    said = finish(processes + start(code.format(True), [one]))
     for status, _, errors in said:
         assert status == 0, errors[-3000:]
     return one, two, [output for _, output, _ in said[:WORKERS]]
@@ -185,28 +185,26 @@ def agree() -> None:
     """Each of the workers' agreements once, with its failure; at the end worker 1 dies. Run by two workers."""
     # A folder of its own for each, and one for both: the current one's parent.
     strategy = distribution.make_strategy("auto")
-    me, shared, own = distribution.worker(strategy), Path("..").resolve(), Path.cwd()
-    assert (distribution.workers(strategy), distribution.is_chief(strategy)) == (2, me == 0)
-    assert distribution.gathered(strategy, 2.0**53 - me) == [2.0**53, 2.0**53 - 1]
-    assert [distribution.anywhere(strategy, flag) for flag in (False, me == 1)] == [False, True]
-    assert (
-        distribution.from_chief(strategy, lambda: 5 + 1 // (1 - me)) == 6
-    )  # fails if it is called elsewhere
-    distribution.must_agree(strategy, 7, "seven")
+    me, shared, own = workers.worker(strategy), Path("..").resolve(), Path.cwd()
+    assert (workers.workers(strategy), workers.is_chief(strategy)) == (2, me == 0)
+    assert workers.gathered(strategy, 2.0**53 - me) == [2.0**53, 2.0**53 - 1]
+    assert [workers.anywhere(strategy, flag) for flag in (False, me == 1)] == [False, True]
+    assert workers.from_chief(strategy, lambda: 5 + 1 // (1 - me)) == 6  # fails if it is called elsewhere
+    workers.must_agree(strategy, 7, "seven")
     with pytest.raises(ConfigError, match="^who: worker 0 and worker 1 differ$"):
-        distribution.must_agree(strategy, me, "who")
-    with distribution.chief_first(strategy):
+        workers.must_agree(strategy, me, "who")
+    with workers.chief_first(strategy):
         assert (shared / "made").exists() == (me == 1)
         (shared / "made").touch()
-    distribution.check_shared(strategy, shared)
-    distribution.PATIENCE = 0.5
+    workers.check_shared(strategy, shared)
+    workers.PATIENCE = 0.5
     with pytest.raises(
         ConfigError, match="as worker 0 sees it is not what worker 1 sees; all workers need one"
     ):
-        distribution.check_shared(strategy, own)
-    values = distribution.handed_to_chief(strategy, shared, {"from": np.arange(me + 1)})
+        workers.check_shared(strategy, own)
+    values = workers.handed_to_chief(strategy, shared, {"from": np.arange(me + 1)})
     assert values is None if me else [v["from"].tolist() for v in values] == [[0], [0, 1]]
-    distribution.gathered(strategy, 0)
+    workers.gathered(strategy, 0)
     assert not list(shared.glob(".*")) and not list(own.glob(".*"))
     with pytest.raises(
         ConfigError, match="batch_size: is 3, not divisible by the 2 devices of 2 workers; take 4"
@@ -229,11 +227,11 @@ def agree() -> None:
     np.testing.assert_allclose(np.mean(out, (0, 1, 2)), 0, atol=1e-5)
     np.testing.assert_allclose(layer.moving_mean, mean, rtol=1e-4)
 
-    with distribution.lost_workers_explained(strategy):
-        distribution.gathered(strategy, 0)
+    with workers.lost_workers_explained(strategy):
+        workers.gathered(strategy, 0)
         if me == 1:
             os._exit(3)
-        distribution.leave_together(strategy)  # with its work done; but the other one would need it
+        workers.leave_together(strategy)  # with its work done; but the other one would need it
 
 
 def normalised(strategy: tf.distribute.Strategy, mode: str, x: np.ndarray) -> tuple[BatchNorm, np.ndarray]:
@@ -268,5 +266,5 @@ def test_what_workers_must_agree_on_and_one_that_dies(tmp_path):
     assert said[0][0] == 1
     last = said[0][2].strip().splitlines()[-1]
     assert last.startswith(
-        "mrcnn_tf.training.distribution.WorkerLost: worker 0 of 2: task 1 has gone; see what it said, then start all"
+        "mrcnn_tf.training.workers.WorkerLost: worker 0 of 2: task 1 has gone; see what it said, then start all"
     ), last

@@ -19,9 +19,10 @@ import mrcnn_tf
 from mrcnn_tf.config import ConfigError, load_config, make_config
 from mrcnn_tf.training.callbacks import NotFinite, read_rows
 from mrcnn_tf.training.checkpoints import save_aside
-from mrcnn_tf.training.distribution import make_strategy, nobody_else
+from mrcnn_tf.training.distribution import make_strategy
+from mrcnn_tf.training.folder import move_aside, nobody_else, unrelated
 from mrcnn_tf.training.state import read_state
-from mrcnn_tf.training.train import move_aside, train, unrelated
+from mrcnn_tf.training.train import train
 from tests.tiny import CONFIG, make_model
 
 REFINING = {"refining_samples": 8, "refined_boxes": 20}

@@ -2,10 +2,10 @@
 
     python benchmarks/records.py --images 10000 --size 64
 
-Converts a generated set with one and with two processes, once undisturbed and once killed (SIGKILL) at random moments
-and resumed until it ends, and compares every shard's checksum. Then prepares training batches as fast as they come,
-from the files and from the shards, with one thread and with two. Prints one JSON line; `cpu_seconds` are those of all
-processes of a conversion.
+Converts a generated set with one and with two processes, once undisturbed and once killed (SIGKILL) after a random
+number of shards, again and again, and resumed until it ends, and compares every shard's checksum. Then prepares
+training batches as fast as they come, from the files and from the shards, with one thread and with two. Prints one
+JSON line; `cpu_seconds` are those of all processes of a conversion.
 """
 
 from __future__ import annotations
@@ -74,16 +74,20 @@ def children_seconds() -> float:
     return used.ru_utime + used.ru_stime
 
 
-def disturbed(args: argparse.Namespace, source: tuple[Path, Path], out: Path, seconds: float) -> list[int]:
-    """Kills a conversion that would take `seconds` again and again, then lets it end; shards listed at each kill."""
-    moments, listed = random.Random(args.seed), []
-    for _ in range(args.kills):
+def disturbed(args: argparse.Namespace, source: tuple[Path, Path], out: Path) -> list[int]:
+    """Kills a conversion again and again, each time after some more shards, then lets it end; shards at each kill."""
+    manifest, listed = out / "manifest.json", []
+
+    def finished() -> int:
+        return len(read_manifest(manifest)["shards"]) if manifest.exists() else 0
+
+    for goal in sorted(random.Random(args.seed).sample(range(1, args.shards), args.kills)):
         process = convert(args, source, out, 2)
-        time.sleep(moments.uniform(0.15, 0.4) * seconds)
+        while finished() < goal and process.poll() is None:
+            time.sleep(0.01)
         process.kill()
         process.wait()
-        manifest = out / "manifest.json"
-        listed.append(len(read_manifest(manifest)["shards"]) if manifest.exists() else 0)
+        listed.append(finished())
     finish(convert(args, source, out, 2))
     return listed
 
@@ -108,14 +112,13 @@ def main() -> None:
         folder = Path(args.folder or temporary)
         source = generate_shapes(folder / "source", num_images=args.images, size=args.size)
         report = {"images": args.images, "size": args.size, "shards": args.shards, "masks": args.masks}
-        seconds = {}
         for workers in (1, 2):
             start, spent = time.perf_counter(), children_seconds()
             finish(convert(args, source, folder / f"of_{workers}" / "set", workers))
-            seconds[workers] = time.perf_counter() - start
+            seconds = time.perf_counter() - start
             report[f"cpu_seconds_{workers}"] = round(children_seconds() - spent, 1)
-            report[f"converted_per_second_{workers}"] = round(args.images / seconds[workers], 1)
-        report["shards_listed_when_killed"] = disturbed(args, source, folder / "killed" / "set", seconds[2])
+            report[f"converted_per_second_{workers}"] = round(args.images / seconds, 1)
+        report["shards_listed_when_killed"] = disturbed(args, source, folder / "killed" / "set")
         manifests = [folder / name / "set" / "manifest.json" for name in ("of_1", "of_2", "killed")]
         sums = [[shard["sha256"] for shard in verify(path)["shards"]] for path in manifests]
         report["equal_checksums"] = sum(len(set(each)) == 1 for each in zip(*sums, strict=True))

@@ -118,7 +118,6 @@ class Training:
 
     def arrays(self) -> list[np.ndarray]:
         """All weights of the final, the best and the last model, the last with its optimiser's variables."""
-
         out: list[np.ndarray] = []
         newest = sorted((self.run / "checkpoints").glob("step_*.keras"))[-1]
         for path in (self.run / "model.keras", newest, self.run / "checkpoints" / "best.keras"):

@@ -172,7 +172,7 @@ def _train_in(
             # All workers at once: what a variable gets, TensorFlow takes from the chief.
             before = checkpoints.restore(model, start, state)
             state = replace(state, step=start, best=before.best, validations=before.validations)
-        if not start:
+        else:
             initialise(model, source, config, train_set)
     if chief:
         save_text(folder / "config.yaml", dump_config(config))
